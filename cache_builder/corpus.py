@@ -1,0 +1,177 @@
+"""Where documents come from: the standard library, local files, and data sets of the hub."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_builder import stdlib_corpus
+from cache_builder.formats import Conversation, Format, Message, parse_row
+from specauf.configs import known_configs
+from specauf.errors import UserError, unknown_name
+from specauf.targets import quiet_transformers
+
+JSON_SUFFIXES, PARQUET_SUFFIXES, TEXT_SUFFIXES = (".jsonl", ".json", ".ndjson"), (".parquet",), (".txt", ".md", ".text")
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Which documents to read.
+
+    Attributes:
+        source: `python-stdlib`, a local file or directory of files, or a hub data set's id.
+        format: how rows are laid out; None finds out from the first row.
+        subset: the hub data set's configuration.
+        split: the hub data set's split.
+        revision: the hub data set's branch, tag or commit.
+    """
+
+    source: str
+    format: Format | None = None
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+class Corpus:
+    """Documents by number. Rows are parsed when asked for, so a large corpus stays on disk.
+
+    Args:
+        name: for messages and the cache's identity.
+        rows: by number.
+        where: a row's place by its number, for messages.
+        form: layout of the rows; None looks at each.
+    """
+
+    def __init__(self, name: str, rows: Sequence[Any], where: Callable[[int], str], form: Format | None = None) -> None:
+        self.name, self.rows, self.where, self.form = name, rows, where, form
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Conversation:
+        row = self.rows[number]
+        return row if isinstance(row, Conversation) else parse_row(row, self.form, self.where(number))
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return (self[i] for i in range(len(self)))
+
+
+def open_corpus(config: CorpusConfig) -> Corpus:
+    """The documents that a corpus config means.
+
+    Raises:
+        UserError: there is nothing of that name, it cannot be read, or it is empty.
+    """
+    corpus = _open(config)
+    if not len(corpus):
+        raise UserError(f"corpus {config.source} is empty: expected at least one document")
+    return corpus
+
+
+def _open(config: CorpusConfig) -> Corpus:
+    source, path = config.source, Path(config.source).expanduser()
+    if source == stdlib_corpus.NAME:
+        rows = [Conversation((Message("user", p),)) for p in stdlib_corpus.stdlib_prompts()]
+        return Corpus(source, rows, lambda i: f"{source} function {i}")
+    if path.exists():
+        return _open_local(config, path)
+    if source.endswith((*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TEXT_SUFFIXES)) or source.startswith((".", "/", "~")):
+        raise UserError(f"corpus {source} does not exist: give an existing file, a hub id, or {stdlib_corpus.NAME}")
+    if source.count("/") > 1 or not source.strip():
+        raise UserError(f"corpus {source!r} is no file and no hub id (owner/name): give one of these")
+    if "/" not in source:
+        raise unknown_name("corpus", source, {stdlib_corpus.NAME, *known_configs("corpus")})
+    return _open_hub(config)
+
+
+def _open_local(config: CorpusConfig, path: Path) -> Corpus:
+    known = (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TEXT_SUFFIXES)
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix.lower() in known)
+    if not files:
+        raise UserError(f"corpus {path} is a directory without {', '.join(known)} files: give a file")
+    kinds = {suffix for f in files for suffix in known if f.name.lower().endswith(suffix)}
+    if len(kinds) != 1:
+        what = f"has the suffix {files[0].suffix!r}" if not kinds else f"mixes {', '.join(sorted(kinds))}"
+        raise UserError(f"corpus {path} {what}, expected one of {', '.join(known)}")
+    kind = kinds.pop()
+    if kind in PARQUET_SUFFIXES:
+        return _open_parquet(config, files)
+    rows: list[Any] = []
+    places: list[str] = []
+    for file in files:
+        for where, row in (_read_text if kind in TEXT_SUFFIXES else _read_json)(file):
+            rows.append(row)
+            places.append(where)
+    return Corpus(config.source, rows, places.__getitem__, config.format)
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
+    """Rows of a JSON Lines file, or of a file that holds one JSON array."""
+    text = _decode(path)
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        rows = _parse_json(text, str(path))
+        yield from ((f"{path} row {i}", row) for i, row in enumerate(rows, 1))
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"{path} line {number}", _parse_json(line, f"{path} line {number}")
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error.msg} at column {error.colno}: {text.strip()[:40]!r}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON that can be read: {type(error).__name__}, {str(error)[:80]}") from error
+
+
+def _read_text(path: Path) -> Iterator[tuple[str, Conversation]]:
+    """Documents of a text file: runs of lines between blank lines."""
+    document: list[str] = []
+    first = 0
+    for number, line in enumerate([*_decode(path).split("\n"), ""], 1):
+        if line.strip():
+            first = first if document else number
+            document.append(line)
+        elif document:
+            yield f"{path} line {first}", Conversation(text="\n".join(document))
+            document = []
+
+
+def _decode(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from error
+    except OSError as error:
+        raise UserError(f"corpus {path} cannot be read: {error.strerror or error}") from error
+
+
+def _open_parquet(config: CorpusConfig, files: list[Path]) -> Corpus:
+    rows = _load_dataset("parquet", config, data_files=[str(f) for f in files], split="train")
+    return Corpus(config.source, rows, lambda i: f"{config.source} row {i}", config.format)
+
+
+def _open_hub(config: CorpusConfig) -> Corpus:
+    rows = _load_dataset(config.source, config, name=config.subset, split=config.split, revision=config.revision)
+    return Corpus(config.source, rows, lambda i: f"{config.source} row {i}", config.format)
+
+
+def _load_dataset(path: str, config: CorpusConfig, **options: Any) -> Any:
+    """`datasets.load_dataset` with its many errors in one line."""
+    import datasets
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    try:
+        with quiet_transformers():
+            return datasets.load_dataset(path, **options)
+    except (OSError, ValueError, ImportError, RuntimeError, DatasetGenerationError, DatasetNotFoundError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        said = " ".join(str(cause).split())[:200] or type(cause).__name__
+        raise UserError(
+            f"corpus {config.source} cannot be loaded: {said} -- check its id, --corpus_subset, --corpus_split "
+            "and the network, or give a local file"
+        ) from error

@@ -1,0 +1,179 @@
+"""Running a build on one or many ranks: Lightning's `Trainer.predict`, each item a whole shard."""
+
+import contextlib
+import datetime
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.utils.data import DataLoader
+
+from cache_builder.builder import Build, load_codec, open_build
+from cache_builder.config import BuildConfig
+from cache_builder.documents import Advance
+from cache_builder.lock import BuildLock
+from specauf.cache.features import FeatureCodec
+from specauf.cache.location import Location
+from specauf.cache.schema import Manifest
+from specauf.errors import UserError
+from specauf.progress import Advance as Show
+from specauf.progress import progress
+
+# Ranks that are done wait for the slowest one, which may be whole shards behind.
+PATIENCE = datetime.timedelta(days=7)
+
+
+def build(config: BuildConfig) -> Manifest | None:
+    """Build a cache, or finish one that was begun.
+
+    Args:
+        config: of the build.
+
+    Returns:
+        The manifest; None on ranks other than the first.
+
+    Raises:
+        UserError: anything that a user can put right.
+    """
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    world = config.devices * config.num_nodes
+    place = Location(config.out)
+    if place.is_file():
+        raise UserError(f"{config.out} is a file, expected a directory for the cache: give another --out")
+    if world > 1 and config.accelerator != "gpu":
+        # Ranks that share cores and each start a thread per core spend their time waiting for each other.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.devices))
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(BuildLock(place)) if first else None
+        work = open_build(config, device=device_of(config))
+        show: Show = _silent
+        if first:
+            work.claim()
+            documents = len(work.plan.numbers)
+            done = documents - sum(len(work.plan.shard(n)) for n in work.missing())
+            show = stack.enter_context(progress("build", float(documents), unit="documents", initial=float(done)))
+            work.prepare(_advance(show, 1, lock))
+        _run(work, _advance(show, world, lock))
+        return work.finish() if first else None
+
+
+def _run(work: Build, advance: Advance) -> None:
+    """Build all missing shards under Lightning, on every rank.
+
+    Raises:
+        UserError: what the first rank that failed says, on every rank.
+    """
+    config = work.config
+    world = config.devices * config.num_nodes
+    module = _ShardModule(work, advance)
+    with _quiet_lightning():
+        trainer = L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=DDPStrategy(timeout=PATIENCE) if world > 1 else "auto",
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.predict(module, return_predictions=False)
+    errors = [module.error]
+    if torch.distributed.is_initialized():
+        errors = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(errors, module.error)
+    if module.interrupted:
+        raise KeyboardInterrupt
+    for error in errors:
+        if error is not None:
+            raise UserError(error)
+
+
+class _ShardModule(L.LightningModule):
+    """Each prediction builds a shard. A rank that fails stays until the others are done, so that none waits for it."""
+
+    def __init__(self, work: Build, advance: Advance) -> None:
+        super().__init__()
+        self.work, self.advance = work, advance
+        self.codec: FeatureCodec | None = None
+        self.error: str | None = None
+        self.interrupted = False
+
+    def predict_dataloader(self) -> DataLoader[int]:
+        """This rank's missing shards; the first rank says which ones are missing."""
+        missing = self.trainer.strategy.broadcast(self.work.missing(), src=0)
+        mine: Any = missing[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(mine, batch_size=None, num_workers=0)
+
+    def predict_step(self, number: int, *args: Any) -> None:
+        """Build one shard."""
+        if self.error is not None or self.interrupted:
+            return
+        try:
+            if self.codec is None:
+                self.codec = load_codec(self.work.config.out, self.work.identity)
+            self.work.build_shard(int(number), self.codec, self.advance)
+        except UserError as error:
+            self.error = str(error)
+        except KeyboardInterrupt:
+            # Lightning would end the process with a message of its own.
+            self.interrupted = True
+
+    def transfer_batch_to_device(self, batch: int, device: torch.device, dataloader_idx: int) -> int:
+        """A shard's number stays what it is."""
+        return batch
+
+
+def _advance(show: Show, ranks: int, lock: BuildLock | None) -> Advance:
+    """Progress of all ranks by that of this one, and the check that the directory is still ours."""
+    started, tokens = time.monotonic(), 0
+
+    def advance(more_tokens: int, documents: float) -> None:
+        nonlocal tokens
+        if lock is not None:
+            lock.check()
+        tokens += more_tokens
+        seconds = max(1e-9, time.monotonic() - started)
+        show(float(documents * ranks), note=f"{tokens * ranks / seconds:,.0f} tokens/s")
+
+    return advance
+
+
+def _silent(units: float = 1, *, note: str = "") -> None:
+    """Progress of ranks other than the first."""
+
+
+def device_of(config: BuildConfig) -> torch.device:
+    """Where this rank's target goes."""
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("accelerator is gpu, but no CUDA device is there: use --accelerator=cpu")
+    if config.accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    return torch.device("cuda", local)
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's hints off the terminal: what hardware there is, and that one could use more workers."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,103 @@
+"""Storing the target's features: fitting scales and the sketch's basis on a sample, and encoding.
+
+A few channels of a language model carry values hundreds of times the rest (massive activations), everywhere or at a
+document's first token only. One scale per row would spend all codes on them, so every channel is first divided by its
+own root mean square over the sample's ordinary tokens.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from specauf.cache.features import FeatureCodec
+from specauf.cache.schema import FeatureKind
+from specauf.errors import UserError
+
+
+def fit_features(sample: Float[Tensor, "tokens features"], kind: FeatureKind, taps: int, rank: int = 0) -> FeatureCodec:
+    """Fit what a kind of storage needs on features of a sample of the corpus.
+
+    Args:
+        sample: features of some thousand tokens, taps concatenated.
+        kind: `none` and `bf16` need no fit.
+        taps: taps that are concatenated.
+        rank: columns of the sketch's basis.
+
+    Raises:
+        UserError: the sample is too small for the rank, or holds NaN or Inf.
+    """
+    if kind in ("none", "bf16"):
+        return FeatureCodec(kind, taps)
+    if not torch.isfinite(sample).all():
+        raise UserError("the target's features hold NaN or Inf: compute in float32, or check the weights")
+    x = _without_sinks(sample.double(), taps)
+    mean_square = x.square().mean(0)
+    # A channel that is zero over the sample still needs a scale.
+    scale = mean_square.clamp_min(1e-6 * mean_square.mean().clamp_min(1e-30)).sqrt().float()
+    if kind == "int8":
+        return FeatureCodec(kind, taps, scale.numpy())
+    if not 1 <= rank <= min(x.shape):
+        raise UserError(
+            f"sketch rank is {rank}, {x.shape[0]} sample tokens of {x.shape[1]} features allow 1 to {min(x.shape)}"
+        )
+    z = x / scale.double()
+    # The drafter norms what `fc` gives, so only a row's direction matters to it.
+    z = z / z.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    _, vectors = torch.linalg.eigh(z.T @ z)
+    basis = vectors[:, -rank:].flip(-1).float().contiguous()
+    return FeatureCodec(kind, taps, scale.numpy(), basis.numpy())
+
+
+def _without_sinks(x: Float[Tensor, "tokens features"], taps: int) -> Float[Tensor, "kept features"]:
+    """Rows whose every tap is at most eight times longer than the median row's.
+
+    The others are attention sinks (a document's first token, mostly): always the same vector, a hundred times longer.
+    """
+    length = x.reshape(len(x), taps, -1).norm(dim=-1)
+    return x[(length <= 8 * length.median(0).values).all(1)]
+
+
+def encode_features(features: Float[Tensor, "tokens features"], codec: FeatureCodec) -> dict[str, np.ndarray]:
+    """The arrays that store some tokens' features, by field name.
+
+    Raises:
+        UserError: the features hold NaN or Inf.
+    """
+    if codec.kind == "none":
+        return {}
+    if not torch.isfinite(features).all():
+        raise UserError("the target's features hold NaN or Inf: compute in float32, or check the weights")
+    if codec.kind == "bf16":
+        return {"features": features.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)}
+    assert codec.channel_scale is not None
+    scaled = (features.float() / torch.from_numpy(codec.channel_scale)).numpy()
+    if codec.kind == "int8":
+        codes, scale = _to_int8(scaled.reshape(len(scaled), codec.taps, -1))
+        return {"features": codes.reshape(scaled.shape), "feature_scale": scale}
+    assert codec.basis is not None
+    codes, scale = _to_int8(scaled @ codec.basis)
+    return {"sketch": codes, "feature_scale": scale}
+
+
+def _to_int8(values: Float32[np.ndarray, "... channels"]) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of -127 to 127 and the float32 scale of each row of the last axis."""
+    scale = np.abs(values).max(-1) / np.float32(127)
+    scale = np.where(scale > 0, scale, np.float32(1))
+    return np.round(values / scale[..., None]).astype(np.int8), scale
+
+
+def reconstruction_error(features: Float[Tensor, "tokens features"], codec: FeatureCodec) -> list[float]:
+    """What storing costs, per tap: ||x - x'||^2 / ||x||^2 with every channel divided by its root mean square.
+
+    Measured over ordinary tokens: without the division and with sinks, a few channels would be all that is measured.
+    """
+    x = _without_sinks(features.double(), codec.taps)
+    fields = encode_features(x.float(), codec)
+    codes = fields.get("features", fields.get("sketch"))
+    if codes is None:
+        return [1.0] * codec.taps
+    again = torch.from_numpy(codec.decode(codes, fields.get("feature_scale"))).double()
+    scale = x.square().mean(0).sqrt().clamp_min(1e-12)
+    error, whole = (((v / scale).square()).reshape(len(x), codec.taps, -1).sum((0, 2)) for v in (x - again, x))
+    return (error / whole).tolist()

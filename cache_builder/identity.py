@@ -1,0 +1,79 @@
+"""What a cache is made from, gathered from the build's settings, the plan and the target."""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import specauf
+from cache_builder.config import BuildConfig
+from cache_builder.plan import Plan
+from cache_builder.target import Target
+from specauf.cache.schema import Identity
+from specauf.targets import mask_token_id, target_identity
+
+# Settings that change what is stored.
+_CORPUS = (
+    "corpus_format", "corpus_subset", "corpus_split", "corpus_revision", "max_length", "held_out",
+    "min_answer_tokens", "max_compression", "fit_tokens", "batch_tokens",
+)  # fmt: skip
+_ANSWERS = ("max_new_tokens", "batch_size")
+_SAMPLING = ("temperature", "sample_top_k", "sample_top_p", "seed")
+
+
+def make_identity(config: BuildConfig, plan: Plan, target: Target) -> Identity:
+    """The identity of the cache that a build makes: whatever may change a stored number is in it.
+
+    Raises:
+        UserError: the mask token is not set or is no single token.
+    """
+    rank = config.sketch_rank or target.hidden_size
+    return Identity(
+        target=target_identity(config.target, target.model),
+        tokenizer_hash=tokenizer_hash(target.tokenizer),
+        chat_template_hash=template_hash(target.tokenizer, config.target.template_options),
+        vocab_size=target.vocab_size,
+        hidden_size=target.hidden_size,
+        num_target_layers=target.num_layers,
+        taps=tuple(target.taps),
+        k=config.k,
+        top_p=config.keep_mass,
+        mask_token_id=mask_token_id(config.target, target.tokenizer, target.vocab_size),
+        target_dtype=config.target.dtype,
+        features=config.features,
+        sketch_rank=rank if config.features == "sketch" else 0,
+        corpus=_corpus(config, plan),
+        regeneration=_regeneration(config),
+        code_version=specauf.__version__,
+    )
+
+
+def _corpus(config: BuildConfig, plan: Plan) -> dict[str, Any]:
+    counts = {"fingerprint": plan.fingerprint, "documents": len(plan.numbers), "documents_per_shard": plan.per_shard}
+    return {"name": config.corpus} | counts | {name: getattr(config, name) for name in _CORPUS}
+
+
+def _regeneration(config: BuildConfig) -> dict[str, Any]:
+    if not config.regenerate:
+        return {}
+    sampled = _SAMPLING if config.sampling is not None else ()
+    return {"greedy": config.sampling is None} | {name: getattr(config, name) for name in (*_ANSWERS, *sampled)}
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Digest of the files that a tokenizer saves."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def template_hash(tokenizer: Any, options: dict[str, Any]) -> str:
+    """Digest of the chat template and the options it is given; empty when there is none."""
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        return ""
+    return hashlib.sha256(json.dumps([template, options], sort_keys=True).encode()).hexdigest()

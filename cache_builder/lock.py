@@ -1,0 +1,185 @@
+"""One builder a directory: a lock that tells a living owner from a dead one, on local disks and on object stores."""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from specauf.cache.location import Location
+from specauf.cache.reader import LOCK
+from specauf.errors import UserError
+
+BEAT_SECONDS, STALE_SECONDS = 15.0, 120.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who builds.
+
+    Attributes:
+        token: random, tells two owners apart.
+        host: machine, with its boot id where there is one.
+        pid: process.
+        born: when the process started, in the kernel's clock ticks, so that a reused pid is not mistaken for it.
+        beat: seconds since the epoch when the owner last said that it lives.
+    """
+
+    token: str
+    host: str
+    pid: int
+    born: int
+    beat: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still builds: on this machine by its process, elsewhere by its last sign of life."""
+        if self.host == _host():
+            return _born(self.pid) == self.born
+        return time.time() - self.beat < STALE_SECONDS
+
+
+class BuildLock:
+    """Held while a cache is built.
+
+    A local lock is made by exclusive creation. Object stores have none: there the last writer wins, and an owner that
+    finds another's token in its place stops.
+
+    Args:
+        place: the cache's directory.
+    """
+
+    def __init__(self, place: Location) -> None:
+        self.place = place
+        self.me = Owner(secrets.token_hex(8), _host(), os.getpid(), _born(os.getpid()), time.time())
+        self._done = threading.Event()
+        self._lost = False
+        self._thread = threading.Thread(target=self._keep_alive, name="cache-lock", daemon=True)
+
+    def __enter__(self) -> "BuildLock":
+        found = self._read()
+        if found is not None and found.alive:
+            raise self._taken(found)
+        if found is not None:
+            self._bury(found)
+        self._write_first()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        self._thread.join()
+        owner = self._read()
+        if owner is not None and owner.token == self.me.token:
+            self.place.remove(LOCK)
+
+    def check(self) -> None:
+        """Stop when another builder has taken the directory over.
+
+        Raises:
+            UserError: the lock is another's.
+        """
+        if self._lost:
+            raise UserError(f"{self.place.url}: another builder took this cache over: this one stops")
+
+    def _taken(self, owner: Owner) -> UserError:
+        where = "" if owner.host == _host() else f" on {owner.host.split('/')[0]}"
+        return UserError(
+            f"{self.place.url} is being built by process {owner.pid}{where}: wait for it, or end it and run this again"
+        )
+
+    def _read(self) -> Owner | None:
+        try:
+            return self._parse(self.place.read(LOCK))
+        except FileNotFoundError:
+            return None
+
+    @staticmethod
+    def _parse(data: bytes) -> Owner:
+        try:
+            return Owner(**json.loads(data))
+        except (ValueError, TypeError):
+            # A lock that was cut short belongs to a writer that died.
+            return Owner("", "", 0, 0, 0.0)
+
+    def _bury(self, dead: Owner) -> None:
+        """Take a dead owner's lock away, so that only one of several heirs does it."""
+        local = self.place.local
+        if local is None:
+            return
+        grave = local / f"builder-dead.tmp-{self.me.pid}"
+        try:
+            (local / LOCK).rename(grave)
+        except FileNotFoundError:
+            return
+        moved = self._parse(grave.read_bytes())
+        if moved.token != dead.token:
+            # A living heir was faster, and this was its lock: put it back.
+            with contextlib.suppress(FileExistsError):
+                os.link(grave, local / LOCK)
+            grave.unlink()
+            raise self._taken(moved)
+        grave.unlink()
+
+    def _write_first(self) -> None:
+        data = json.dumps(asdict(self.me)).encode()
+        local = self.place.local
+        if local is None:
+            self.place.write(LOCK, data)
+            time.sleep(1.0)
+            winner = self._read()
+            if winner is not None and winner.token != self.me.token:
+                raise self._taken(winner)
+            return
+        # Written aside and linked into place: exclusive, and never half written.
+        local.mkdir(parents=True, exist_ok=True)
+        draft = local / f"builder.tmp-{self.me.pid}"
+        draft.write_bytes(data)
+        try:
+            os.link(draft, local / LOCK)
+        except FileExistsError:
+            raise self._taken(self._read() or self.me) from None
+        finally:
+            draft.unlink()
+
+    def _keep_alive(self) -> None:
+        while not self._done.wait(BEAT_SECONDS):
+            owner = self._read()
+            if owner is not None and owner.token != self.me.token:
+                self._lost = True
+                return
+            # A full disk is for the builder to report; the lock then just looks old.
+            with contextlib.suppress(UserError):
+                self.place.write(LOCK, json.dumps(asdict(self.me) | {"beat": time.time()}).encode())
+
+
+def _host() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()}/{boot.read_text().strip()}" if boot.exists() else socket.gethostname()
+
+
+def _born(pid: int) -> int:
+    """When a process started; 0 when there is none, or no way to tell."""
+    try:
+        # The name in parentheses may hold anything, so fields are counted from behind it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return _born_without_proc(pid)
+    # A zombie's work is over.
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def _born_without_proc(pid: int) -> int:
+    if Path("/proc/self/stat").exists() or pid <= 0:
+        return 0
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return 0
+    except PermissionError:
+        return 1
+    return 1

@@ -1,0 +1,60 @@
+"""The target's sparse distribution: exact logsumexp over the whole vocabulary, chunked over rows."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from specauf.errors import UserError
+
+
+def topk_logprobs(
+    hidden: Float[Tensor, "rows hidden"],
+    lm_head: Float[Tensor, "vocabulary hidden"],
+    k: int,
+    *,
+    chunk: int = 512,
+    softcap: float | None = None,
+    scale: float = 1.0,
+) -> tuple[Int[Tensor, "rows k"], Float[Tensor, "rows k"]]:
+    """The k most probable tokens of each row and their exact log-probabilities.
+
+    Args:
+        hidden: the target's final-normed hidden states, only of rows to keep: the head is the cost.
+        lm_head: weight of the output head.
+        k: entries a row.
+        chunk: rows whose logits exist at once: chunk x vocabulary x 4 bytes.
+        softcap: Gemma's c in c * tanh(logits / c).
+        scale: factor on the logits (Cohere's logit_scale, 1 / Granite's logits_scaling).
+
+    Returns:
+        Token ids, most probable first (ties: the smaller id), and log-probabilities in nats, float32, normalised over
+        the whole vocabulary.
+
+    Raises:
+        UserError: k is larger than the vocabulary, or the target's logits hold NaN or +Inf.
+    """
+    if not 1 <= k <= lm_head.shape[0]:
+        raise UserError(f"k is {k}, the target's vocabulary has {lm_head.shape[0]} tokens: give a k from 1 to that")
+    ids, values = [], []
+    for rows in hidden.split(chunk):
+        logits = (rows @ lm_head.T).float() * scale
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        normaliser = torch.logsumexp(logits, -1, keepdim=True)
+        if not torch.isfinite(normaliser).all():
+            raise UserError("the target's logits hold NaN or Inf: compute in float32, or check the weights")
+        best, where = logits.topk(k, sorted=True)
+        ids.append(where)
+        values.append(best - normaliser)
+    if not ids:
+        return torch.empty((0, k), dtype=torch.int64), torch.empty((0, k))
+    return torch.cat(ids), torch.cat(values)
+
+
+def keep_mass(logprobs: Float[Tensor, "rows k"], top_p: float) -> Float[Tensor, "rows k"]:
+    """Log-probabilities with -inf after the fewest entries of each row that reach `top_p` together.
+
+    The entry that reaches it is kept, so every row keeps at least one.
+    """
+    before = logprobs.exp().cumsum(-1) - logprobs.exp()
+    return logprobs.masked_fill(before >= top_p, -torch.inf)

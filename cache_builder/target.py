@@ -1,0 +1,189 @@
+"""The target as the builder runs it: hidden states, taps and the top-k of the output head, for any architecture."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from cache_builder.kv_cache import SlotCache
+from cache_builder.sparse import topk_logprobs
+from specauf.errors import UserError
+from specauf.targets import TargetConfig, default_taps
+
+# Layers of these types keep keys and values only; any other type keeps a state that the builder's cache cannot hold.
+ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one forward pass leaves.
+
+    Attributes:
+        hidden: final-normed hidden states, the output head's input.
+        features: the taps, concatenated in order; None when they are not wanted.
+    """
+
+    hidden: Float[Tensor, "batch tokens hidden"]
+    features: Float[Tensor, "batch tokens features"] | None
+
+
+class Target:
+    """A causal language model with its body, its head and hooks on the tapped layers.
+
+    Args:
+        model: any Hugging Face causal language model.
+        tokenizer: its tokenizer.
+        config: names the taps.
+        k: log-probabilities to keep of each row.
+
+    Raises:
+        UserError: the architecture has no list of layers, taps do not fit it, its head is not a plain matrix, or what
+            its parts give is not what the whole gives.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, config: TargetConfig, *, k: int) -> None:
+        self.model, self.tokenizer, self.name, self.k = model, tokenizer, config.name, k
+        self.text_config = model.config.get_text_config()
+        self.num_layers: int = self.text_config.num_hidden_layers
+        self.hidden_size: int = self.text_config.hidden_size
+        self.taps = config.taps if config.taps is not None else default_taps(self.num_layers)
+        if wrong := [t for t in self.taps if not 0 <= t < self.num_layers - 1]:
+            raise UserError(
+                f"target {config.name}: tap {wrong[0]} of {self.num_layers} layers, "
+                f"expected 0 to {self.num_layers - 2}, for the last layer's output is normed: set --target.taps"
+            )
+        self.body: Any = model.get_decoder()
+        head = model.get_output_embeddings()
+        if head is None or getattr(head, "bias", None) is not None:
+            raise UserError(
+                f"target {config.name}: its output head is no plain matrix, which drafters share: not supported"
+            )
+        self.embed_tokens: Float[Tensor, "vocabulary hidden"] = model.get_input_embeddings().weight
+        self.lm_head: Float[Tensor, "vocabulary hidden"] = head.weight
+        if not 1 <= k <= self.vocab_size:
+            raise UserError(f"k is {k}, the target's vocabulary has {self.vocab_size} tokens: give --k from 1 to that")
+        self._layers = _find_layers(self.body, self.num_layers, config.name)
+        self._check()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the target computes."""
+        return self.lm_head.device
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding matrix."""
+        return self.embed_tokens.shape[0]
+
+    @property
+    def tied(self) -> bool:
+        """Whether embedding and output head are one matrix."""
+        return self.embed_tokens.data_ptr() == self.lm_head.data_ptr()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        found = configured if isinstance(configured, list) else [configured]
+        return frozenset(int(i) for i in [*found, self.tokenizer.eos_token_id] if i is not None)
+
+    def new_cache(self, rows: int, columns: int) -> SlotCache:
+        """An empty key-value cache for so many rows and columns.
+
+        Raises:
+            UserError: the target has layers that keep another state than keys and values.
+        """
+        kinds = set(getattr(self.text_config, "layer_types", None) or ()) - ATTENTION_LAYERS
+        if kinds:
+            raise UserError(
+                f"target {self.name}: layers of type {min(kinds)} keep a state that the builder's generation does not "
+                "hold: answer the prompts with a server and build with --regenerate=false"
+            )
+        return SlotCache(self.num_layers, rows, columns)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch tokens"],
+        mask: Bool[Tensor, "batch columns"] | None,
+        positions: Int[Tensor, "batch tokens"],
+        *,
+        cache: SlotCache | None = None,
+        features: bool = True,
+    ) -> Step:
+        """Run the body.
+
+        Args:
+            ids: tokens.
+            mask: True where a column (all of them, cached ones included) holds a token; None when every one does.
+            positions: of each token in its own document.
+            cache: holds the columns before `ids` and takes theirs; None runs without.
+            features: also keep the taps.
+        """
+        with self._tapping(features) as taps:
+            hidden = self.body(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
+        return Step(hidden, torch.cat([taps[t] for t in self.taps], -1) if features else None)
+
+    def topk(self, hidden: Float[Tensor, "rows hidden"]) -> tuple[Int[Tensor, "rows k"], Float[Tensor, "rows k"]]:
+        """The k most probable next tokens of each row, most probable first, and their exact log-probabilities.
+
+        Raises:
+            UserError: the logits hold NaN or Inf.
+        """
+        softcap = getattr(self.text_config, "final_logit_softcapping", None)
+        scale = getattr(self.text_config, "logit_scale", None) or 1.0
+        scale /= getattr(self.text_config, "logits_scaling", None) or 1.0
+        return topk_logprobs(hidden, self.lm_head, self.k, softcap=softcap, scale=scale)
+
+    @contextmanager
+    def _tapping(self, wanted: bool) -> Iterator[dict[int, Tensor]]:
+        taps: dict[int, Tensor] = {}
+
+        def keep(tap: int, output: Any) -> None:
+            taps[tap] = output[0] if isinstance(output, tuple) else output
+
+        hooks = [
+            self._layers[t].register_forward_hook(lambda _m, _i, output, t=t: keep(t, output))
+            for t in (self.taps if wanted else ())
+        ]
+        try:
+            yield taps
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @torch.inference_mode()
+    def _check(self) -> None:
+        """Compare body, hooks and head with the model's own logits and hidden states on a few tokens."""
+        ids = torch.arange(min(6, self.vocab_size), device=self.device)[None]
+        positions = torch.arange(ids.shape[1], device=self.device)[None]
+        step = self.forward(ids, None, positions)
+        whole = self.model(ids, output_hidden_states=True)
+        expected = torch.cat([whole.hidden_states[t + 1] for t in self.taps], -1)
+        best, values = self.topk(step.hidden[0])
+        exact = whole.logits[0].float().log_softmax(-1).gather(-1, best)
+        assert step.features is not None
+        if not torch.allclose(step.features.float(), expected.float(), 1e-2, 1e-2 * float(expected.abs().mean())):
+            raise UserError(f"target {self.name}: taps differ from the model's own hidden states: not supported")
+        if not torch.allclose(values, exact, rtol=1e-2, atol=5e-2):
+            raise UserError(
+                f"target {self.name}: its logits are more than final norm and output head, which drafters cannot "
+                "share: not supported"
+            )
+
+
+def _find_layers(body: nn.Module, count: int, name: str) -> nn.ModuleList:
+    """The list of decoder layers: the one list of modules as long as the target is deep."""
+    lists = [m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not lists:
+        raise UserError(f"target {name}: {type(body).__name__} has no list of {count} layers to tap: not supported")
+    return lists[0]

@@ -1,0 +1,178 @@
+"""Where a cache lives: a local directory or any fsspec URL, with whole-object reads and atomic whole-object writes."""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from specauf.errors import UserError
+
+# Object names come from files that someone else may have written: no absolute path, no "..", nothing to expand.
+_SAFE_NAME = re.compile(r"(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+(/(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+)*")
+_TEMPORARY = re.compile(r"\.tmp-\d+$")
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether an object's name stays inside its directory, on every file system."""
+    return _SAFE_NAME.fullmatch(name) is not None
+
+
+def sha256(data: bytes | memoryview) -> str:
+    """The digest every record of a cache uses, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Location:
+    """A directory, local or remote, and the few operations a cache needs of it.
+
+    Attributes:
+        url: a path or any URL that fsspec knows.
+    """
+
+    url: str
+
+    @cached_property
+    def _parts(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        try:
+            filesystem, root = fsspec.core.url_to_fs(self.url)
+        except ImportError as error:
+            raise UserError(f"{self.url} cannot be opened: {error}") from error
+        except ValueError as error:
+            raise UserError(f"{self.url} is not a path or URL that fsspec knows: {error}") from error
+        return filesystem, root.rstrip("/") or "/"
+
+    @property
+    def local(self) -> Path | None:
+        """The directory's path when it is on a local disk, else None."""
+        filesystem, root = self._parts
+        return Path(root) if isinstance(filesystem, LocalFileSystem) else None
+
+    def child(self, name: str) -> "Location":
+        """A directory below this one."""
+        return Location(f"{self.url.rstrip('/')}/{name}")
+
+    def read(self, name: str) -> bytes:
+        """An object's bytes.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        filesystem, root = self._parts
+        if self.local is not None:
+            return (self.local / name).read_bytes()
+        data: bytes = filesystem.cat_file(f"{root}/{name}")
+        return data
+
+    def read_all(self, names: list[str]) -> dict[str, bytes]:
+        """Several objects' bytes, fetched together; a missing object is absent from the answer."""
+        filesystem, root = self._parts
+        if self.local is None:
+            found = filesystem.cat([f"{root}/{n}" for n in names], on_error="omit") if names else {}
+            tails = {filesystem._strip_protocol(f"{root}/{n}"): n for n in names}
+            return {tails[path]: data for path, data in found.items()}
+        answer = {}
+        for name in names:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                answer[name] = self.read(name)
+        return answer
+
+    def write(self, name: str, data: bytes) -> None:
+        """Store an object whole: a reader sees the old bytes or the new, never a part.
+
+        Raises:
+            UserError: the disk is full, or the place cannot be written.
+        """
+        filesystem, root = self._parts
+        try:
+            if self.local is None:
+                filesystem.pipe_file(f"{root}/{name}", data)
+            else:
+                _write_atomically(self.local / name, data)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {name} ({len(data):,} bytes) to {self.url}: {error.strerror or error}; "
+                "make room or give another --out, then run the same command again to go on from here"
+            ) from error
+
+    def files(self) -> dict[str, int]:
+        """Name and size in bytes of every object below, temporary files of killed writers left out."""
+        filesystem, root = self._parts
+        if self.local is not None:
+            found = {
+                Path(folder, name).relative_to(self.local).as_posix(): Path(folder, name).stat().st_size
+                for folder, _, names in os.walk(self.local)
+                for name in names
+            }
+        else:
+            filesystem.invalidate_cache()
+            start = len(filesystem._strip_protocol(root)) + 1
+            listing = filesystem.find(root, detail=True)
+            found = {path[start:]: int(info["size"] or 0) for path, info in listing.items()}
+        return {name: size for name, size in sorted(found.items()) if not _TEMPORARY.search(name)}
+
+    def exists(self) -> bool:
+        """Whether anything is there."""
+        filesystem, root = self._parts
+        return bool(filesystem.exists(root))
+
+    def is_file(self) -> bool:
+        """Whether it is a file, which no cache is."""
+        filesystem, root = self._parts
+        return bool(filesystem.isfile(root))
+
+    def remove(self, name: str) -> None:
+        """Delete an object, or everything below a directory; nothing there is fine."""
+        filesystem, root = self._parts
+        if self.local is not None:
+            path = self.local / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            return
+        filesystem.invalidate_cache()
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm(f"{root}/{name}", recursive=True)
+
+    @contextlib.contextmanager
+    def as_local(self, objects: Mapping[str, bytes]) -> Iterator[Path]:
+        """A local directory with these objects: this one when it is local, else a temporary copy of `objects`."""
+        if self.local is not None:
+            yield self.local
+            return
+        with tempfile.TemporaryDirectory(prefix="specauf-") as folder:
+            for name, data in objects.items():
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            yield Path(folder)
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # The rename itself must reach the disk before anything that says the object is there.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

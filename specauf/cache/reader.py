@@ -1,0 +1,235 @@
+"""Opening a cache and reading its documents, in order or shuffled, whole shards at a time."""
+
+import functools
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Bool, Int64
+from safetensors.numpy import load
+
+from specauf.cache.features import FeatureCodec
+from specauf.cache.location import Location, is_safe_name, sha256
+from specauf.cache.objects import read_checked
+from specauf.cache.order import Epoch
+from specauf.cache.schema import CommitRecord, ShardEntry, from_json, open_sealed
+from specauf.cache.shard import FEATURE_FIELDS, TOKEN_FIELDS, TOPK_FIELDS, Document, Shard, load_shard
+from specauf.errors import UserError
+
+if TYPE_CHECKING:
+    import specauf.cache.target
+
+Split = Literal["train", "held_out"]
+MANIFEST, TARGET, FEATURE_FIT = "manifest.json", "target", "features.safetensors"
+LOCK, IDENTITY, NOTES = "builder.lock", "identity.json", ("identity.json", "build.json")
+_MASKS = ("loss_mask", "doc_offsets", "held_out")
+
+
+def open_cache(url: str) -> "Cache":
+    """Open a finished cache.
+
+    Args:
+        url: its directory, or any fsspec URL.
+
+    Raises:
+        UserError: there is no cache, it is unfinished, of a newer format, or its manifest is damaged.
+    """
+    return Cache(str(url))
+
+
+class Cache:
+    """A finished cache, open for reading.
+
+    Safe to hand to DataLoader workers, forked or spawned. Holds at most the decoded shards that the caller asks for.
+
+    Args:
+        url: its directory, or any fsspec URL.
+
+    Attributes:
+        manifest: identity, counts and shards.
+        fingerprint: digest of the manifest, and through it of every stored byte.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url, self.place = url, Location(url)
+        try:
+            data = self.place.read(MANIFEST)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(_no_manifest(self.place)) from error
+        self.fingerprint = sha256(data)
+        self.manifest = open_sealed(data, f"{url}/{MANIFEST}")
+        for name in [s.name for s in self.manifest.shards] + list(self.manifest.notes):
+            if not is_safe_name(name) or "/" in name:
+                raise UserError(f"{url}/{MANIFEST}: name {name!r} leaves the cache: do not use this cache")
+        documents = [s.counts.documents for s in self.manifest.shards]
+        self.first_documents = np.concatenate([[0], np.cumsum(documents)]).astype(np.int64)
+        self._shards: OrderedDict[tuple[int, tuple[str, ...]], Shard] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type["Cache"], tuple[str]]:
+        return Cache, (self.url,)
+
+    def __len__(self) -> int:
+        return self.manifest.counts.documents
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards there are."""
+        return len(self.manifest.shards)
+
+    def record(self, entry: ShardEntry) -> CommitRecord:
+        """A shard's commit record, checked against the manifest.
+
+        Raises:
+            UserError: it is missing, damaged, or names an object outside the shard.
+        """
+        return self._record(f"{entry.name}.json", entry.name, entry.record)
+
+    @cached_property
+    def target_record(self) -> CommitRecord:
+        """Commit record of the target's files."""
+        return self._record(f"{TARGET}.json", TARGET, self.manifest.target)
+
+    def _record(self, file: str, name: str, digest: str) -> CommitRecord:
+        where = f"cache {self.url}: {name}: commit record {file}"
+        try:
+            data = self.place.read(file)
+        except FileNotFoundError as error:
+            raise UserError(f"{where} is missing: run cache-builder verify --repair") from error
+        if sha256(data) != digest:
+            raise UserError(
+                f"{where} is damaged: its sha256 differs from the manifest: run cache-builder verify --repair"
+            )
+        record = from_json(CommitRecord, data, where)
+        for found, expected in ((record.name, name), (record.identity, self.manifest.identity.digest)):
+            if found != expected:
+                raise UserError(
+                    f"{where} belongs to {found!r}, expected {expected!r}: run cache-builder verify --repair"
+                )
+        for unsafe in (n for n in record.objects if not is_safe_name(n)):
+            raise UserError(f"{where}: object name {unsafe!r} leaves the shard: do not use this cache")
+        return record
+
+    @cached_property
+    def codec(self) -> FeatureCodec:
+        """How this cache stores features."""
+        kind, taps = self.manifest.identity.features, len(self.manifest.identity.taps)
+        if kind in ("none", "bf16"):
+            return FeatureCodec(kind, taps)
+        arrays = load(read_checked(self.place.child(TARGET), self.target_record, [FEATURE_FIT])[FEATURE_FIT])
+        return FeatureCodec(kind, taps, arrays["channel_scale"], arrays.get("basis"))
+
+    @cached_property
+    def target(self) -> "specauf.cache.target.TargetFiles":
+        """The target's embedding, LM head, config and tokenizer."""
+        from specauf.cache.target import TargetFiles
+
+        return TargetFiles(self.place.child(TARGET), self.target_record, self.codec)
+
+    def shard(self, number: int, fields: Collection[str] | None = None) -> Shard:
+        """Read one shard whole; see `load_shard`."""
+        entry = self.manifest.shards[number]
+        first = int(self.first_documents[number])
+        shard = load_shard(self.place.child(f"{entry.name}.zarr"), self.record(entry), first, self.codec, fields)
+        assert shard is not None
+        return shard
+
+    def document(self, number: int, *, topk: bool = True, features: bool = True, shards_in_memory: int = 1) -> Document:
+        """One document by its number in the cache.
+
+        Args:
+            number: 0 to len - 1.
+            topk: also read the log-probabilities.
+            features: also read the features.
+            shards_in_memory: shards kept decoded, the least recently used ones leave.
+
+        Raises:
+            IndexError: there is no such document.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"document {number} of a cache of {len(self)}")
+        shard = int(np.searchsorted(self.first_documents, number, side="right")) - 1
+        key = (shard, fields_to_read(topk=topk, features=features))
+        if key not in self._shards:
+            while len(self._shards) >= shards_in_memory:
+                self._shards.popitem(last=False)
+            self._shards[key] = self.shard(*key)
+        self._shards.move_to_end(key)
+        return self._shards[key].document(number - int(self.first_documents[shard]))
+
+    def documents(
+        self,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        split: Split | None = None,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        topk: bool = True,
+        features: bool = True,
+        window: int = 1,
+    ) -> Epoch:
+        """One epoch's documents, or the part of them that reader `rank` of `world` reads.
+
+        Args:
+            shuffle: shards, and documents within a window of shards, in an order drawn from (seed, epoch).
+            seed: of the order.
+            epoch: of the order.
+            split: `train`, `held_out` or None for both.
+            rank: which part; with DataLoader workers, rank x workers + worker.
+            world: number of parts; they differ by at most one document.
+            topk: also read the log-probabilities.
+            features: also read the features.
+            window: shards mixed at once, and so held in memory.
+
+        Returns:
+            An iterator of documents whose `state_dict()` and `load_state_dict()` keep its position.
+        """
+        return Epoch(
+            self,
+            shuffle=shuffle,
+            seed=seed,
+            epoch=epoch,
+            split=split,
+            rank=rank,
+            world=world,
+            fields=fields_to_read(topk=topk, features=features),
+            window=window,
+        )
+
+    def loss_masks(self, shard: int, split: Split | None = None) -> Iterator[tuple[int, Bool[np.ndarray, " tokens"]]]:
+        """Number and loss mask of each document of a shard, without reading anything else."""
+        a = self.shard(shard, _MASKS).arrays
+        for local, held_out in enumerate(a["held_out"]):
+            if split is None or held_out == (split == "held_out"):
+                mask = a["loss_mask"][a["doc_offsets"][local] : a["doc_offsets"][local + 1]]
+                yield int(self.first_documents[shard]) + local, mask
+
+    def supervised_token_counts(self) -> Int64[np.ndarray, " vocabulary"]:
+        """How often each token is supervised in the training split."""
+        counts = np.zeros(self.manifest.identity.vocab_size, np.int64)
+        for number in range(self.num_shards):
+            a = self.shard(number, ("tokens", *_MASKS)).arrays
+            train = np.repeat(~a["held_out"], np.diff(a["doc_offsets"]))
+            counts += np.bincount(a["tokens"][a["loss_mask"] & train], minlength=len(counts))
+        return counts
+
+
+@functools.cache
+def fields_to_read(*, topk: bool, features: bool) -> tuple[str, ...]:
+    """The fields of a shard that a reader needs."""
+    return TOKEN_FIELDS + (TOPK_FIELDS if topk else ()) + (FEATURE_FIELDS if features else ())
+
+
+def _no_manifest(place: Location) -> str:
+    if place.is_file():
+        return f"{place.url} is a file, expected a cache's directory: give the directory that cache-builder build wrote"
+    if not place.exists():
+        return f"{place.url} does not exist: build it with cache-builder build --out {place.url}"
+    if any(name.startswith("shard-") for name in place.files()):
+        return (
+            f"{place.url} is an unfinished cache (no {MANIFEST}): run the same cache-builder build again to finish it"
+        )
+    return f"{place.url} holds no {MANIFEST}: give the directory that cache-builder build wrote"

@@ -1,0 +1,284 @@
+"""What a cache's JSON files hold: the manifest, the commit records and the identity that ties them together."""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, Union
+
+from specauf.cache.location import sha256
+from specauf.errors import UserError
+
+FORMAT_VERSION = 1
+FeatureKind = Literal["none", "bf16", "int8", "sketch"]
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a cache was made from; two caches with equal identities hold the same numbers.
+
+    Attributes:
+        target: `id` and `revision`, or `fingerprint` of the weights.
+        tokenizer_hash: sha256 over the tokenizer's files.
+        chat_template_hash: sha256 of the chat template, empty when there is none.
+        vocab_size: rows of the embedding matrix; every stored id is below it.
+        hidden_size: width of one tap, H.
+        num_target_layers: layers of the target; every tap is below it.
+        taps: layer ids whose outputs are kept, in order; tap i is HF `hidden_states[i + 1]`.
+        k: log-probabilities kept per row, at most.
+        top_p: a row keeps the fewest entries that reach this mass, at most k; None keeps k always.
+        mask_token_id: the token that fills a block's drafted slots.
+        target_dtype: what the target computed in.
+        features: how the taps are stored.
+        sketch_rank: columns of the sketch's basis; 0 without a sketch.
+        corpus: name, fingerprint and whatever else chose the documents.
+        regeneration: how the target answered the prompts, empty when the corpus' own answers are kept. `greedy: true`
+            makes a replay on the cache exact.
+        code_version: version of the code that wrote the cache.
+    """
+
+    target: dict[str, str]
+    tokenizer_hash: str
+    chat_template_hash: str
+    vocab_size: int
+    hidden_size: int
+    num_target_layers: int
+    taps: tuple[int, ...]
+    k: int
+    top_p: float | None
+    mask_token_id: int
+    target_dtype: str
+    features: FeatureKind
+    sketch_rank: int
+    corpus: dict[str, Any]
+    regeneration: dict[str, Any]
+    code_version: str
+
+    @property
+    def feature_width(self) -> int:
+        """Values of one token's features, F = taps x hidden size."""
+        return len(self.taps) * self.hidden_size
+
+    @property
+    def digest(self) -> str:
+        """Digest that every commit record repeats, so that shards of different runs never mix."""
+        return sha256(to_json(self))
+
+    def require(self, where: str, **expected: object) -> None:
+        """Check some fields against what is wanted.
+
+        Args:
+            where: the cache's place, for the message.
+            expected: wanted values by field name.
+
+        Raises:
+            UserError: naming the first field that differs, with both values.
+        """
+        for name, wanted in expected.items():
+            found = getattr(self, name)
+            if found != wanted:
+                raise UserError(
+                    f"cache {where}: {name} is {_short(found)}, expected {_short(wanted)}: "
+                    "use the cache of this target and corpus, or build one"
+                )
+
+
+@dataclass(frozen=True)
+class ObjectEntry:
+    """Size in bytes and sha256 of one stored object."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much a shard or a cache holds.
+
+    Attributes:
+        documents: all documents.
+        held_out_documents: those of the validation split.
+        tokens: all tokens.
+        supervised_tokens: tokens with the loss mask set.
+        rows: positions with top-k log-probabilities.
+        head_mass_sum: sum over rows of the probability that the kept entries hold.
+        argmax_is_data_sum: rows whose most probable token is the document's next token.
+    """
+
+    documents: int = 0
+    held_out_documents: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    rows: int = 0
+    head_mass_sum: float = 0.0
+    argmax_is_data_sum: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
+
+    @property
+    def head_mass_mean(self) -> float:
+        """Mean probability the kept entries hold."""
+        return self.head_mass_sum / max(1, self.rows)
+
+    @property
+    def argmax_is_data(self) -> float:
+        """Share of rows whose most probable token is the data's next token."""
+        return self.argmax_is_data_sum / max(1, self.rows)
+
+
+@dataclass(frozen=True)
+class CommitRecord:
+    """Written after a shard's (or the target's) data: it exists, so the data is whole.
+
+    Attributes:
+        format: version of the cache format.
+        name: what is committed, `shard-00000` or `target`.
+        identity: digest of the cache's identity.
+        counts: of the shard.
+        drops: documents left out while this shard was made, by reason.
+        objects: every stored object by its name below the shard's directory.
+    """
+
+    format: int
+    name: str
+    identity: str
+    counts: Counts
+    drops: dict[str, int]
+    objects: dict[str, ObjectEntry]
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard in the manifest: its name, what it holds, and the digest of its commit record."""
+
+    name: str
+    counts: Counts
+    bytes: int
+    record: str
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """One field over all shards: what numbers are stored, how many for each row, and bytes on disk."""
+
+    dtype: str
+    width: int
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The cache's table of contents, written last.
+
+    Attributes:
+        format: version of the cache format.
+        identity: what the cache was made from.
+        counts: over all shards.
+        drops: documents left out, by reason.
+        fields: sizes by field.
+        shards: in order; document numbers run through them.
+        target: digest of the target's commit record, `target.json`.
+        notes: other files beside the shards, such as what the builder was told; no reader needs them.
+        checksum: digest of the manifest's own bytes with this field empty.
+    """
+
+    format: int
+    identity: Identity
+    counts: Counts
+    drops: dict[str, int]
+    fields: dict[str, FieldInfo]
+    shards: tuple[ShardEntry, ...] = field(default=())
+    target: str = ""
+    notes: dict[str, ObjectEntry] = field(default_factory=dict)
+    checksum: str = ""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all shards' data; the target's weights, paid once, are not in it."""
+        return sum(s.bytes for s in self.shards)
+
+
+def to_json(record: Any) -> bytes:
+    """A record's bytes: sorted keys, so that equal records have equal digests."""
+    return (json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def seal(manifest: Manifest) -> bytes:
+    """The manifest's bytes with its checksum filled in."""
+    blank = to_json(dataclasses.replace(manifest, checksum=""))
+    return to_json(dataclasses.replace(manifest, checksum=sha256(blank)))
+
+
+def open_sealed(data: bytes, where: str) -> Manifest:
+    """Read a manifest that `seal` wrote.
+
+    Raises:
+        UserError: as `from_json`, or its bytes do not match its checksum.
+    """
+    manifest = from_json(Manifest, data, where)
+    if sha256(data.replace(manifest.checksum.encode(), b"", 1)) != manifest.checksum:
+        raise UserError(f"{where}: field checksum: the manifest is damaged: run cache-builder verify --repair")
+    return manifest
+
+
+def from_json(kind: type[Record], data: bytes, where: str) -> Record:
+    """Read a record that `to_json` wrote.
+
+    Raises:
+        UserError: it is not JSON, is of a newer format, or lacks a field.
+    """
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}): run cache-builder verify --repair") from error
+    found = value.get("format", FORMAT_VERSION) if isinstance(value, dict) else FORMAT_VERSION
+    if found != FORMAT_VERSION:
+        raise UserError(
+            f"{where}: format is {found!r}, this version reads {FORMAT_VERSION}: upgrade specauf or rebuild"
+        )
+    record: Record = _convert(kind, value, where)
+    return record
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """Check a JSON value against a type and convert it; errors name the field by its path."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        keys = _expect(value, dict, where)
+        for name in sorted(hints.keys() - keys.keys()):
+            raise UserError(f"{where}: field {name} is missing: run cache-builder verify --repair")
+        for name in sorted(keys.keys() - hints.keys()):
+            raise UserError(f"{where}: field {name} is unknown to format {FORMAT_VERSION}: upgrade specauf")
+        return kind(**{name: _convert(hints[name], value[name], f"{where}: {name}") for name in hints})
+    if origin is dict:
+        return {k: _convert(inner[1], v, f"{where}[{k!r}]") for k, v in _expect(value, dict, where).items()}
+    if origin is tuple:
+        return tuple(_convert(inner[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(value, list, where)))
+    if origin in (Union, types.UnionType):
+        return None if value is None else _convert(inner[0], value, where)
+    if origin is Literal:
+        if value not in inner:
+            raise UserError(f"{where} is {value!r}, expected one of {', '.join(map(repr, inner))}: upgrade specauf")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return _expect(value, kind, where)
+
+
+def _expect(value: Any, kind: type, where: str) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{where} is {_short(value)}, expected {kind.__name__}: run cache-builder verify --repair")
+    return value
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=str) if isinstance(value, Mapping | list | tuple) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

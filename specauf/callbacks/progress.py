@@ -1,0 +1,54 @@
+"""Training progress in the words of the other commands: steps, rate, time left, loss and tau."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+
+from specauf.progress import Advance, progress
+
+
+class TrainingProgress(ProgressBar):
+    """A bar on a terminal, a line now and then in a pipe, nothing in CI."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stack = ExitStack()
+        self._advance: Advance | None = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing; Lightning calls this on ranks other than the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show progress again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar at the step training goes on from."""
+        if self._enabled:
+            total = trainer.estimated_stepping_batches
+            self._advance = self._stack.enter_context(
+                progress("training", float(total), unit="steps", initial=trainer.global_step)
+            )
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """One step further."""
+        if self._advance is not None:
+            shown = {
+                name: float(trainer.callback_metrics[key]) for name, key in _SHOWN if key in trainer.callback_metrics
+            }
+            self._advance(1, note="  ".join(f"{name} {value:.3f}" for name, value in shown.items()))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar."""
+        self._stack.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the message stands alone."""
+        self._stack.close()
+
+
+_SHOWN = (("loss", "train/loss"), ("support", "train/support_ratio"), ("tau", "val/tau"))

@@ -1,0 +1,46 @@
+"""What a run was: resolved config, command line, versions, git commit and the cache it read."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.cli import SaveConfigCallback
+
+from specauf import __version__
+
+_PACKAGES = ("torch", "lightning", "transformers", "zarr", "zarrs", "numcodecs", "jsonargparse", "torchmetrics")
+
+
+class SaveProvenance(SaveConfigCallback):
+    """Beside Lightning's `config.yaml`, writes `run.json` into the run directory."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Runs on the first rank only, so it must not call anything collective."""
+        directory = Path(trainer.log_dir or trainer.default_root_dir)
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        record = {
+            "argv": sys.argv,
+            "stage": stage,
+            "cache": str(datamodule.url),
+            "cache_fingerprint": datamodule.cache.fingerprint,
+            "seed": datamodule.seed,
+            "versions": {"specauf": __version__, "python": platform.python_version(), **_versions()},
+            "git": _git_commit(),
+            "world_size": trainer.world_size,
+        }
+        (directory / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this package runs from; None outside a checkout."""
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else None

@@ -1,0 +1,58 @@
+"""Command lines made from typed functions, with one-line errors."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from specauf.errors import UserError
+
+
+class CommandParser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Keep the lines that say what is wrong.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """What jsonargparse says first; it puts details and the traceback's text below."""
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    return " ".join(lines[:2]) + " (--help lists the options)"
+
+
+def run_function(function: Callable[..., Any], argv: list[str], *, positional: str | None = None) -> Any:
+    """Parse `argv` (the command's name first) by a function's signature and docstring, and call it.
+
+    Args:
+        function: typed, with a Google docstring; its arguments become options.
+        argv: command name, then options.
+        positional: name of the argument that may also be given without a flag.
+
+    Raises:
+        UserError: an option is unknown, missing or of the wrong type.
+    """
+    parser = CommandParser(prog=f"specauf {argv[0]}", description=(function.__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options")
+    parser.add_function_arguments(function)
+    words = argv[1:]
+    if positional is not None and words and not words[0].startswith("-"):
+        taken = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+        given = words[:taken]
+        words = [
+            f"--{positional}={given[0]}"
+            if len(given) == 1 and not positional.endswith("s")
+            else _list(positional, given)
+        ] + words[taken:]
+    config = parser.parse_args(words)
+    config.pop("config", None)
+    return function(**parser.instantiate_classes(config).as_dict())
+
+
+def _list(name: str, values: list[str]) -> str:
+    return f"--{name}=[{','.join(repr(v) for v in values)}]"

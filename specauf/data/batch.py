@@ -1,0 +1,71 @@
+"""The two records that flow from the cache to the drafter and the loss."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BlockTargets:
+    """What the loss compares with: one row per block, one column per drafted slot k = 1..B-1.
+
+    Attributes:
+        labels: data token at anchor+k; 0 where not valid.
+        valid: the slot lies inside the document and is supervised. May have holes: objectives end a block at the
+            first invalid slot (contiguous-prefix rule).
+        teacher_ids: the target's top-k token ids for the slot (cache row anchor+k-1), most probable first; None when
+            the objective does not ask for them.
+        teacher_logprobs: their log-probabilities in nats, absolute (normalised over the whole vocabulary).
+        head_mass: probability the top-k entries hold together; 1 - head_mass is the tail.
+    """
+
+    labels: Int[Tensor, "blocks slots"]
+    valid: Bool[Tensor, "blocks slots"]
+    teacher_ids: Int[Tensor, "blocks slots k"] | None = None
+    teacher_logprobs: Float[Tensor, "blocks slots k"] | None = None
+    head_mass: Float[Tensor, "blocks slots"] | None = None
+
+    def __getitem__(self, rows: slice | Tensor) -> "BlockTargets":
+        """The targets of some blocks, by slice, mask or indices."""
+        return BlockTargets(*(None if v is None else v[rows] for v in (getattr(self, f.name) for f in fields(self))))
+
+    def to(self, device: torch.device | str) -> "BlockTargets":
+        """The same on another device."""
+        return BlockTargets(
+            *(None if v is None else v.to(device) for v in (getattr(self, f.name) for f in fields(self)))
+        )
+
+
+@dataclass(frozen=True)
+class BlockBatch:
+    """A batch of blocks over packed documents: documents lie end to end, no padding.
+
+    Attributes:
+        tokens: all tokens of the batch's documents.
+        doc_offsets: document d is tokens[doc_offsets[d]:doc_offsets[d+1]].
+        features: the target's features (or their sketch) of each token; None for drafters that read tokens only.
+        anchors: index into `tokens` of each block's anchor, sorted. Slot k of block n stands at anchors[n] + k.
+        anchor_doc: document of each block. Padding blocks have every slot invalid.
+        targets: what the loss compares with.
+        doc_ids: the cache's number of each document, for messages.
+    """
+
+    tokens: Int[Tensor, " tokens"]
+    doc_offsets: Int[Tensor, " docs_plus_1"]
+    features: Float[Tensor, "tokens features"] | None
+    anchors: Int[Tensor, " blocks"]
+    anchor_doc: Int[Tensor, " blocks"]
+    targets: BlockTargets
+    doc_ids: tuple[int, ...] = ()
+
+    def to(self, device: torch.device | str) -> "BlockBatch":
+        """The same on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device) if isinstance(v, Tensor | BlockTargets) else v for k, v in moved.items()}
+        return BlockBatch(**moved)
+
+    def with_targets(self, targets: BlockTargets) -> "BlockBatch":
+        """The same blocks with other targets."""
+        return replace(self, targets=targets)

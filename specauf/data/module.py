@@ -1,0 +1,162 @@
+"""The LightningDataModule: batches of blocks from a cache, with no target in sight."""
+
+import os
+from collections.abc import Sequence
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from specauf.cache import Cache, Document, open_cache
+from specauf.data.batch import BlockBatch
+from specauf.data.blocks import eligible_anchors, make_block_batch
+from specauf.data.sampler import ShardBatchSampler
+from specauf.errors import UserError
+
+
+class CachedDocuments(Dataset[Document]):
+    """Map-style access to a cache's documents; consecutive reads of one shard decode it once."""
+
+    def __init__(self, cache: Cache, shards_in_memory: int, *, topk: bool, features: bool) -> None:
+        self.cache, self.shards_in_memory = cache, shards_in_memory
+        self.topk, self.features = topk, features
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Document]:
+        """The documents of one batch."""
+        options = {"topk": self.topk, "features": self.features, "shards_in_memory": self.shards_in_memory}
+        return [self.cache.document(n, **options) for n in numbers]
+
+
+class _Collate:
+    """Makes a block batch of a batch of documents, in the DataLoader's worker."""
+
+    def __init__(self, sampler: ShardBatchSampler, **options: object) -> None:
+        self.sampler, self.options = sampler, options
+
+    def __call__(self, documents: list[Document]) -> BlockBatch:
+        return make_block_batch(documents, epoch=self.sampler.epoch, **self.options)  # type: ignore[arg-type]
+
+
+class CacheDataModule(L.LightningDataModule):
+    """Blocks of cached documents for training; whole held-out documents for validation.
+
+    Args:
+        cache: directory or fsspec URL that `cache-builder build` wrote.
+        batch_size: documents a step on one rank.
+        anchors_per_document: blocks drawn from each document at each visit.
+        window: shards mixed at once when shuffling; memory grows with it.
+        num_workers: DataLoader processes; 0 reads in the training process.
+        validation_documents: held-out documents to replay at each validation; 0 for all.
+        seed: of document order and anchors; default the run's `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        cache: str,
+        batch_size: int = 16,
+        anchors_per_document: int = 12,
+        window: int = 4,
+        num_workers: int = 0,
+        validation_documents: int = 64,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("batch_size", batch_size),
+            ("anchors_per_document", anchors_per_document),
+            ("window", window),
+        ):
+            if value < 1:
+                raise UserError(f"data.{name} is {value}: give at least 1")
+        self.url, self.batch_size, self.anchors_per_document = cache, batch_size, anchors_per_document
+        self.window, self.num_workers, self.validation_documents = window, num_workers, validation_documents
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self._cache: Cache | None = None
+
+    @property
+    def cache(self) -> Cache:
+        """The open cache; opened at first use."""
+        if self._cache is None:
+            self._cache = open_cache(self.url)
+        return self._cache
+
+    def training_documents(self) -> list[list[int]]:
+        """Numbers of the documents a block can be drawn from, by shard.
+
+        Raises:
+            UserError: there are none.
+        """
+        by_shard = [
+            [n for n, mask in self.cache.loss_masks(shard, split="train") if len(eligible_anchors(mask))]
+            for shard in range(self.cache.num_shards)
+        ]
+        if not any(by_shard):
+            raise UserError(
+                f"cache {self.url} has no training document with two supervised tokens in a row: build it from answers"
+            )
+        return [s for s in by_shard if s]
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of blocks, shuffled anew each epoch."""
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        sampler = ShardBatchSampler(
+            self.training_documents(),
+            self.batch_size,
+            shuffle=True,
+            seed=self.seed,
+            window=self.window,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+        documents = sum(len(s) for s in sampler.shards)
+        if documents < self.batch_size * self.trainer.world_size:
+            raise UserError(
+                f"cache {self.url} has {documents} training documents, a step needs data.batch_size x ranks = "
+                f"{self.batch_size * self.trainer.world_size}: lower --data.batch_size"
+            )
+        collate = _Collate(
+            sampler,
+            block_size=module.block_size,
+            anchors_per_document=self.anchors_per_document,
+            seed=self.seed,
+            teacher=module.needs_teacher,
+            features=module.needs_features,
+        )
+        return DataLoader(
+            CachedDocuments(self.cache, self.window, topk=module.needs_teacher, features=module.needs_features),
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Held-out documents, whole, for exact replay."""
+        assert self.trainer is not None
+        numbers = [
+            n
+            for shard in range(self.cache.num_shards)
+            for n, mask in self.cache.loss_masks(shard, split="held_out")
+            if len(eligible_anchors(mask))
+        ]
+        if not numbers:
+            raise UserError(f"cache {self.url} has no held-out document: rebuild it with --held-out-share above 0")
+        if self.validation_documents:
+            numbers = numbers[: self.validation_documents]
+        sampler = ShardBatchSampler(
+            [numbers],
+            min(16, len(numbers)),
+            shuffle=False,
+            seed=0,
+            drop_last=False,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+        return DataLoader(
+            CachedDocuments(self.cache, self.window, topk=False, features=self.trainer.lightning_module.needs_features),
+            batch_sampler=sampler,
+            collate_fn=_as_is,
+        )
+
+
+def _as_is(documents: list[Document]) -> list[Document]:
+    return documents

@@ -1,0 +1,292 @@
+"""Speculative decoding of a transformers causal LM with a block drafter."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from specauf.decoding.result import Cycle, DecodeResult
+from specauf.decoding.rules import Rule, Sampling, make_rule
+from specauf.drafters.base import Drafter, Proposal
+from specauf.drafters.memory import ContextMemory
+from specauf.drafters.vocabulary import TargetVocabulary
+from specauf.errors import UserError
+
+
+def speculative_generate(
+    target: Any,
+    drafter: Drafter | None,
+    input_ids: Int[Tensor, "*one tokens"],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    stop_token_ids: Sequence[int] | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    sampling: Sampling = "rejection",
+    block_size: int | None = None,
+    vocabulary: TargetVocabulary | None = None,
+    generator: torch.Generator | None = None,
+) -> DecodeResult:
+    """Decode one prompt; the drafter changes the speed and never the output's law.
+
+    Args:
+        target: the causal LM that verifies; the drafter's embedding and head are its own.
+        drafter: proposes blocks; None decodes plainly, in the same loop.
+        input_ids: the prompt, [tokens] or [1, tokens].
+        max_new_tokens: length of the answer at most.
+        temperature: 0 is greedy, token for token what `generate(do_sample=False)` gives.
+        stop_token_ids: end the answer, and are its last token; the target's own when None.
+        top_k: sample among the k most probable tokens.
+        top_p: sample among the most probable tokens that hold this mass.
+        sampling: `rejection`, or `greedy-draft` as z-lab's clients do.
+        block_size: a shorter block than the drafter was trained with.
+        vocabulary: made from the target when None; one with a reduced head drafts those tokens only.
+        generator: of the random numbers.
+
+    Raises:
+        UserError: the drafter is another target's, or a setting is out of range.
+    """
+    prompts = input_ids if input_ids.ndim == 2 else input_ids[None]
+    if len(prompts) != 1:
+        raise UserError(f"input_ids: {len(prompts)} prompts found, 1 expected; use speculative_generate_batch")
+    return speculative_generate_batch(
+        target,
+        drafter,
+        [prompts[0]],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        stop_token_ids=stop_token_ids,
+        top_k=top_k,
+        top_p=top_p,
+        sampling=sampling,
+        block_size=block_size,
+        vocabulary=vocabulary,
+        generator=generator,
+    )[0]
+
+
+def speculative_generate_batch(
+    target: Any, drafter: Drafter | None, prompts: Sequence[Int[Tensor, " _"]], *, max_new_tokens: int, **settings: Any
+) -> list[DecodeResult]:
+    """Decode several prompts together; settings are those of `speculative_generate`. Seconds are the batch's."""
+    results = [DecodeResult() for _ in prompts]
+    for cycle in speculative_stream(target, drafter, prompts, max_new_tokens=max_new_tokens, **settings):
+        results[cycle.prompt].add(cycle)
+    return results
+
+
+def speculative_stream(
+    target: Any,
+    drafter: Drafter | None,
+    prompts: Sequence[Int[Tensor, " _"]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    stop_token_ids: Sequence[int] | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    sampling: Sampling = "rejection",
+    block_size: int | None = None,
+    vocabulary: TargetVocabulary | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Cycle]:
+    """Committed tokens as they come: first each prompt's first token, then one `Cycle` per prompt and cycle.
+
+    Arguments and errors are those of `speculative_generate`.
+    """
+    rule = make_rule(temperature, top_k, top_p, sampling, generator)
+    slots = _slots(drafter, block_size)
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens: {max_new_tokens} found, at least 1 expected")
+    if not prompts or min(len(p) for p in prompts) < 1:
+        raise UserError("input_ids: an empty prompt found, at least one token expected")
+    _check_croppable(target.config, len(prompts))
+    if drafter is not None:
+        vocabulary = vocabulary or TargetVocabulary.from_target(target)
+        _check_drafter(drafter, target)
+        drafter.check(vocabulary, drafter.config.feature_dim)
+    stops = frozenset(_own_stops(target) if stop_token_ids is None else stop_token_ids)
+    loop = _Loop(target, drafter, vocabulary, rule, stops, max_new_tokens, slots, len(prompts))
+    yield from loop.prefill([p.to(target.device) for p in prompts])
+    while loop.alive:
+        yield from loop.cycle()
+
+
+class _Loop:
+    """The state of prompts decoded together; finished ones leave the batch."""
+
+    def __init__(
+        self,
+        target: Any,
+        drafter: Drafter | None,
+        vocabulary: TargetVocabulary | None,
+        rule: Rule,
+        stops: frozenset[int],
+        max_new_tokens: int,
+        slots: int,
+        prompts: int,
+    ) -> None:
+        self.target, self.drafter, self.vocabulary, self.rule = target, drafter, vocabulary, rule
+        self.stops, self.slots = stops, slots
+        self.alive = list(range(prompts))
+        self.left = [max_new_tokens] * prompts
+        from specauf.decoding.cache import RowCache  # transformers; training's replay does without
+
+        self.cache = RowCache(prompts, target.config.get_text_config().num_hidden_layers)
+        self.memory = ContextMemory(prompts)
+        self.number = 0
+
+    @torch.no_grad()
+    def prefill(self, prompts: list[Tensor]) -> list[Cycle]:
+        """Read the prompts and choose each one's first token."""
+        started = self._now()
+        counts = [len(p) for p in prompts]
+        tokens = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+        last = torch.tensor(counts, device=tokens.device) - 1
+        keep, where = last.unique(return_inverse=True)
+        logits, features = self._read(tokens, keep)
+        self.anchors = self.rule.first(logits[torch.arange(len(prompts), device=tokens.device), where])
+        verified = self._now()
+        self._commit(tokens, features, counts)
+        first = [[token] for token in self.anchors.tolist()]
+        return self._emit(first, [0] * len(first), 0, (0.0, verified - started, started))
+
+    @torch.no_grad()
+    def cycle(self) -> list[Cycle]:
+        """Draft a block for every prompt still going, verify, commit."""
+        started = self._now()
+        proposal = Proposal(self.anchors.new_zeros(len(self.alive), 0))
+        if self.drafter is not None:
+            assert self.vocabulary is not None
+            proposal = self.drafter.draft(self.memory, self.anchors, self.slots, self.vocabulary, self.rule.choose)
+        # The whole block is drafted, as in training; what could not be put out any more is not verified.
+        proposal = proposal.first(max(self.left[p] for p in self.alive))
+        drafted = self._now()
+        block = torch.cat([self.anchors[:, None], proposal.tokens], 1)
+        logits, features = self._read(block, 0)
+        verified = self._now()
+        accepted, self.anchors = self.rule.verify(proposal, logits)
+        answer = torch.cat([accepted[:, None], self.anchors[:, None], proposal.tokens], 1).tolist()  # the only wait
+        counts = [1 + row[0] for row in answer]
+        rows = max(counts)
+        self._commit(block[:, :rows], None if features is None else features[:, :rows], counts)
+        tokens = [row[2 : 2 + row[0]] + [row[1]] for row in answer]
+        self.number += 1
+        return self._emit(
+            tokens,
+            [row[0] for row in answer],
+            proposal.tokens.shape[1],
+            (drafted - started, verified - drafted, started),
+        )
+
+    def _read(self, tokens: Tensor, keep: Tensor | int) -> tuple[Tensor, Tensor | None]:
+        """Logits of the next tokens of every prompt, at the positions in `keep` (0: all), and their features."""
+        features = self.drafter is not None and self.drafter.needs_features
+        together: dict[str, Tensor] = {}
+        if len(tokens) > 1:
+            together["attention_mask"] = self.cache.mask(tokens.shape[1], tokens.device)
+            together["position_ids"] = self.cache.positions(tokens.shape[1], tokens.device)
+        out = self.target(
+            tokens,
+            past_key_values=self.cache,
+            use_cache=True,
+            output_hidden_states=features,
+            logits_to_keep=keep,
+            return_dict=True,
+            **together,
+        )
+        if not features:
+            return out.logits, None
+        assert self.drafter is not None
+        return out.logits, torch.cat([out.hidden_states[tap + 1] for tap in self.drafter.config.taps], -1)
+
+    def _commit(self, tokens: Tensor, features: Tensor | None, counts: list[int]) -> None:
+        self.cache.commit(counts)
+        if self.drafter is not None:
+            assert self.vocabulary is not None
+            self.drafter.remember(self.memory, tokens, features, counts, self.vocabulary)
+
+    def _emit(
+        self, tokens: list[list[int]], accepted: list[int], drafted: int, times: tuple[float, float, float]
+    ) -> list[Cycle]:
+        """Cut each prompt's tokens at its end, drop finished prompts, and report."""
+        cycles, going = [], []
+        for row, prompt in enumerate(self.alive):
+            out = tokens[row][: self.left[prompt]]
+            stop = next((i for i, token in enumerate(out) if token in self.stops), None)
+            out = out if stop is None else out[: stop + 1]
+            self.left[prompt] = 0 if stop is not None else self.left[prompt] - len(out)
+            if self.left[prompt]:
+                going.append(row)
+            cycles.append((prompt, out, min(accepted[row], len(out))))
+        if len(going) < len(self.alive):
+            self.alive = [self.alive[row] for row in going]
+            self.anchors = self.anchors[going]
+            self.cache.keep(going)
+            self.memory.keep(going)
+        draft, verify, started = times
+        other = self._now() - started - draft - verify
+        return [Cycle(out, a, drafted, p, self.number, draft, verify, other) for p, out, a in cycles]
+
+    def _now(self) -> float:
+        if self.target.device.type == "cuda":
+            torch.cuda.synchronize(self.target.device)
+        return time.perf_counter()
+
+
+def _slots(drafter: Drafter | None, block_size: int | None) -> int:
+    """Drafted slots of a block.
+
+    Raises:
+        UserError: the block is longer than the drafter was trained with.
+    """
+    if drafter is None:
+        return 0
+    trained = drafter.config.block_size
+    if block_size is not None and not 2 <= block_size <= trained:
+        raise UserError(
+            f"block_size: {block_size} found, 2 to {trained} expected (the drafter was trained with {trained})"
+        )
+    return (block_size or trained) - 1
+
+
+def _own_stops(target: Any) -> Sequence[int]:
+    eos = target.generation_config.eos_token_id
+    return [] if eos is None else [eos] if isinstance(eos, int) else eos
+
+
+def _check_drafter(drafter: Drafter, target: Any) -> None:
+    depth = target.config.get_text_config().num_hidden_layers
+    if drafter.config.num_target_layers != depth:
+        raise UserError(
+            f"num_target_layers: {drafter.config.num_target_layers} in the drafter, {depth} in the target; "
+            "it was trained for another target"
+        )
+    if drafter.needs_features and drafter.config.feature_dim != drafter.config.raw_feature_dim:
+        raise UserError(
+            f"features: the drafter's fc reads a sketch of {drafter.config.feature_dim} numbers, the target gives "
+            f"{drafter.config.raw_feature_dim}; fold the cache's sketch into it first"
+        )
+
+
+def _check_croppable(config: Any, prompts: int) -> None:
+    """Refuse targets whose state cannot go back to an earlier token.
+
+    Raises:
+        UserError: the target has recurrent layers, or sliding ones and several prompts.
+    """
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
+    recurrent = kinds - {"full_attention", "sliding_attention", "chunked_attention"}
+    if recurrent:
+        raise UserError(
+            f"layer_types: {', '.join(sorted(recurrent))} in the target keep a state that cannot be rolled back; "
+            "decode this target with a server that supports it"
+        )
+    if prompts > 1 and kinds != {"full_attention"}:
+        raise UserError(
+            f"prompts: {prompts} found, 1 expected for a target with sliding-window layers; decode one prompt at a time"
+        )

@@ -1,0 +1,22 @@
+"""Drafters: small models that propose a block of tokens for the target to verify."""
+
+from specauf.drafters.base import Branch, Drafter, Proposal, greedy
+from specauf.drafters.config import DrafterConfig
+from specauf.drafters.dflash import DFlashDrafter
+from specauf.drafters.memory import ContextMemory
+from specauf.drafters.spec import DFlashSpec, DrafterSpec, build_drafter
+from specauf.drafters.vocabulary import TargetVocabulary
+
+__all__ = [
+    "Branch",
+    "ContextMemory",
+    "DFlashDrafter",
+    "DFlashSpec",
+    "Drafter",
+    "DrafterConfig",
+    "DrafterSpec",
+    "Proposal",
+    "TargetVocabulary",
+    "build_drafter",
+    "greedy",
+]

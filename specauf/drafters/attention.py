@@ -1,0 +1,101 @@
+"""Block attention: every block sees the context strictly before its anchor, and its own slots in both directions.
+
+Keys and values of the context and of the blocks come apart, because all blocks of a document share the context's.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """Where each block's context lies in the packed context rows.
+
+    Attributes:
+        starts: first context row of each block's document.
+        lengths: number of context rows the block sees: starts[n] .. starts[n] + lengths[n] - 1.
+        groups: (first block, end block, first context row, longest context) of each run of blocks with one document,
+            on the host.
+    """
+
+    starts: Int[Tensor, " blocks"]
+    lengths: Int[Tensor, " blocks"]
+    groups: tuple[tuple[int, int, int, int], ...]
+
+    @classmethod
+    def of(cls, starts: Int[Tensor, " blocks"], lengths: Int[Tensor, " blocks"]) -> "BlockLayout":
+        """The layout of blocks given in any order; blocks of one document in a row share their work."""
+        groups: list[tuple[int, int, int, int]] = []
+        for n, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
+            if groups and groups[-1][2] == start:
+                first, _, _, longest = groups[-1]
+                groups[-1] = (first, n + 1, start, max(longest, length))
+            else:
+                groups.append((n, n + 1, start, length))
+        return cls(starts, lengths, tuple(groups))
+
+
+@runtime_checkable
+@runtime_checkable
+class Attend(Protocol):
+    """Attention of blocks over shared context rows and their own slots."""
+
+    def __call__(
+        self,
+        query: Float[Tensor, "blocks queries heads head_dim"],
+        context_key: Float[Tensor, "tokens kv_heads head_dim"],
+        context_value: Float[Tensor, "tokens kv_heads head_dim"],
+        block_key: Float[Tensor, "blocks block kv_heads head_dim"],
+        block_value: Float[Tensor, "blocks block kv_heads head_dim"],
+    ) -> Float[Tensor, "blocks queries heads head_dim"]:
+        """Attend."""
+        ...
+
+
+class SdpaAttend:
+    """One `scaled_dot_product_attention` per document over its own context: nothing is computed only to be masked away.
+
+    Query heads that share a key head are folded into the query rows, which spares the repetition of keys.
+    """
+
+    def __init__(self, layout: BlockLayout) -> None:
+        self.layout = layout
+
+    def __call__(
+        self,
+        query: Float[Tensor, "blocks queries heads head_dim"],
+        context_key: Float[Tensor, "tokens kv_heads head_dim"],
+        context_value: Float[Tensor, "tokens kv_heads head_dim"],
+        block_key: Float[Tensor, "blocks block kv_heads head_dim"],
+        block_value: Float[Tensor, "blocks block kv_heads head_dim"],
+    ) -> Float[Tensor, "blocks queries heads head_dim"]:
+        """Attend, document by document."""
+        blocks, queries, heads, head_dim = query.shape
+        kv_heads = block_key.shape[2]
+        share = heads // kv_heads
+        folded = query.view(blocks, queries, kv_heads, share, head_dim).permute(0, 2, 1, 3, 4)
+        folded = folded.reshape(blocks, kv_heads, queries * share, head_dim)
+        parts = []
+        for first, end, start, longest in self.layout.groups:
+            n, rows = end - first, slice(start, start + longest)
+            key = torch.cat([context_key[rows].expand(n, -1, -1, -1), block_key[first:end]], 1).transpose(1, 2)
+            value = torch.cat([context_value[rows].expand(n, -1, -1, -1), block_value[first:end]], 1).transpose(1, 2)
+            parts.append(
+                F.scaled_dot_product_attention(
+                    folded[first:end], key, value, attn_mask=self._mask(first, end, longest, block_key.shape[1])
+                )
+            )
+        out = torch.cat(parts).view(blocks, kv_heads, queries, share, head_dim).permute(0, 2, 1, 3, 4)
+        return out.reshape(blocks, queries, heads, head_dim)
+
+    def _mask(self, first: int, end: int, longest: int, block: int) -> Tensor | None:
+        if end - first == 1:
+            return None
+        lengths = self.layout.lengths[first:end, None]
+        column = torch.arange(longest + block, device=lengths.device)
+        return ((column < lengths) | (column >= longest))[:, None, None, :]

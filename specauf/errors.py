@@ -1,0 +1,34 @@
+"""Errors a user can act on, and the one place that turns them into an exit status."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user asked for or gave.
+
+    The message is one line that names the field, the value found, the value expected and what to do next.
+    Commands print it without a traceback and exit with status 2.
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Error for a name that is not in a closed set, with the nearest known name and the whole set."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}")
+
+
+def run_command(command: Callable[[], object]) -> int:
+    """Run a command line's body: 0, or 2 after one line on stderr for a `UserError`, or 130 when interrupted."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on from here", file=sys.stderr)
+        return 130
+    return 0

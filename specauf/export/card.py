@@ -1,0 +1,158 @@
+"""The model card of an exported drafter, and how to serve it."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Layout = Literal["zlab", "speculators"]
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of how a drafter came to be; empty where it is not.
+
+    Attributes:
+        target: hub id, directory or name of the target.
+        target_on_hub: `target` is a hub id.
+        corpus: what it was trained on.
+        objective: its loss, one line.
+        steps: optimizer steps.
+        measured: one line a measurement of tau, each with command and date.
+        license: SPDX-style identifier as the hub lists them.
+        provenance: further facts by name.
+    """
+
+    target: str | None = None
+    target_on_hub: bool = False
+    corpus: str | None = None
+    objective: str | None = None
+    steps: int | None = None
+    measured: tuple[str, ...] = ()
+    license: str | None = None
+    provenance: dict[str, str] = field(default_factory=dict)
+
+
+def card(layout: Layout, name: str, config: dict[str, Any], about: About) -> str:
+    """README.md of an export.
+
+    Args:
+        layout: which directory it lies in.
+        name: of the directory.
+        config: the config.json beside it.
+        about: what is known of the drafter.
+    """
+    header = ["---", f"license: {about.license or 'unknown'}"]
+    if about.target_on_hub and about.target:
+        header += ["base_model:", f"- {about.target}"]
+    header += ["tags:", "- speculative-decoding", "- dflash", "- specauf", "---"]
+    target = about.target or "not recorded"
+    measured = about.measured or ("Not measured. `specauf evaluate RUN --target TARGET` measures it.",)
+    facts = {
+        "Target": target,
+        "Corpus": about.corpus or "not recorded",
+        "Objective": about.objective or "not recorded",
+        "Optimizer steps": "not recorded" if about.steps is None else f"{about.steps:,}",
+        "Layout": "z-lab (DFlashDraftModel)" if layout == "zlab" else "speculators (dflash)",
+        "Drafted tokens a block": str(config["block_size"] - 1),
+        **about.provenance,
+    }
+    lines = [
+        *header,
+        "",
+        f"# {name}",
+        "",
+        f"A DFlash block drafter for speculative decoding of {target}, trained with specauf. It changes how fast the "
+        "target decodes, not what it says.",
+        "",
+        *(f"- {key}: {value}" for key, value in facts.items()),
+        "",
+        "## Mean emitted length (tau = accepted drafts + 1)",
+        "",
+        *(f"- {line}" for line in measured),
+        "",
+        "## Licence",
+        "",
+        f"Weights of the drafter: {about.license or 'not stated (set with `--license`)'}. The target and the corpus "
+        "have licences of their own"
+        + ("." if layout == "zlab" else "; this directory holds the target's embedding and head."),
+        "",
+        "## Use",
+        "",
+        *(snippets(layout, config, about)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
+    """How each server is started with this drafter."""
+    target, here = about.target or "TARGET", "THIS_DIRECTORY"
+    slots = config["block_size"] - 1
+    spec = json.dumps({"method": "dflash", "model": here, "num_speculative_tokens": slots})
+    vllm = ["vLLM:", "", "```bash", f"vllm serve {target} --speculative-config '{spec}'", "```", ""]
+    if layout == "speculators":
+        return vllm
+    return [
+        "z-lab's package (`pip install dflash`):",
+        "",
+        "```python",
+        "import torch",
+        "from dflash.model import DFlashDraftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'target = AutoModelForCausalLM.from_pretrained("{target}", dtype=torch.bfloat16)',
+        f'tokenizer = AutoTokenizer.from_pretrained("{target}")',
+        f'drafter = DFlashDraftModel.from_pretrained("{here}", dtype=torch.bfloat16)',
+        'turns = [{"role": "user", "content": "Write a function that reverses a list."}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    turns, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+        ")",
+        'out = drafter.spec_generate(target, inputs["input_ids"], 256, [tokenizer.eos_token_id])',
+        "print(tokenizer.decode(out[0]))",
+        "```",
+        "",
+        *vllm,
+        "SGLang:",
+        "",
+        "```bash",
+        f"python -m sglang.launch_server --model-path {target} --speculative-algorithm DFLASH \\",
+        f"  --speculative-draft-model-path {here} --speculative-num-draft-tokens {config['block_size']}",
+        "```",
+        "",
+        "llama.cpp (`TARGET_DIR`: the target's Hugging Face directory; `target.gguf`: the target converted):",
+        "",
+        "```bash",
+        f"python convert_hf_to_gguf.py {here} --target-model-dir TARGET_DIR --outfile drafter.gguf",
+        f"llama-server -m target.gguf -md drafter.gguf --spec-type draft-dflash --spec-draft-n-max {slots}",
+        "```",
+    ]
+
+
+def describe_objective(loss: dict[str, Any]) -> str:
+    """One line for a loss as a run's config.yaml holds it."""
+
+    def short(part: Any) -> str:
+        if isinstance(part, dict) and "class_path" in part:
+            arguments = part.get("init_args") or {}
+            inner = ", ".join(f"{k}={short(v)}" for k, v in arguments.items() if v is not None)
+            return f"{str(part['class_path']).rpartition('.')[2]}({inner})"
+        return str(part)
+
+    return short(loss)
+
+
+def tau_lines(record: dict[str, Any], run: str, source: Path) -> tuple[str, ...]:
+    """What an evaluation record says of one run, with the command and the date that gave it."""
+    figures = record.get("runs", {}).get(run)
+    if figures is None:
+        return ()
+    bench, low_high = record["benchmark"], figures["tau_pooled_95"]
+    command = (
+        f"specauf evaluate {run} --target {record['target']} --benchmark {bench['name']} --limit {bench['prompts']} "
+        f"--max_new_tokens {bench['max_new_tokens']}"
+    )
+    return (
+        f"{figures['tau_pooled']:.3f} pooled over cycles (95 % interval {low_high[0]:.3f} to {low_high[1]:.3f}), "
+        f"{figures['tau_per_prompt']:.3f} mean of prompts; {bench['name']}, {bench['prompts']} prompts, greedy; "
+        f"`{command}`, {record['environment']['date']} ({source.name})",
+    )

@@ -1,0 +1,209 @@
+"""`specauf export` and `specauf import`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from specauf.cache import open_cache
+from specauf.command import run_function
+from specauf.errors import UserError
+from specauf.export.card import About, Layout
+from specauf.export.check import check_directory
+from specauf.export.directory import DTYPES, require_absent
+from specauf.export.facts import TargetFacts
+from specauf.export.source import Source, read_source, with_cache
+from specauf.export.speculators import export_speculators
+from specauf.export.zlab import export_zlab, servable
+
+
+def export_command(
+    source: Path | None = None,
+    to: Layout = "zlab",
+    out: Path | None = None,
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    cache: str | None = None,
+    target: str | None = None,
+    verifier: str | None = None,
+    license: str | None = None,
+    check: Path | None = None,
+    push_to_hub: str | None = None,
+    json_file: Path | None = None,
+) -> None:
+    """Write a drafter as servers load it, or check a directory that is there.
+
+    Args:
+        source: run directory, checkpoint, or z-lab or speculators directory.
+        to: layout to write; speculators' also holds the target's embedding and head.
+        out: directory to write; must not exist.
+        dtype: of the stored weights.
+        cache: the cache the drafter was trained on; the one its run recorded when left out.
+        target: the target's directory or config.json, or a name in configs/target, instead of a cache.
+        verifier: hub id or directory that speculators and vLLM shall load the target from.
+        license: of the drafter's weights, for the model card.
+        check: check this directory and write nothing.
+        push_to_hub: upload the export to this repository (OWNER/NAME).
+        json_file: also write what was found as JSON.
+    """
+    if check is not None:
+        if source is not None or out is not None:
+            raise UserError("check: goes with --cache and --target only; leave out the source and --out")
+        _check(check, _facts(None, cache, target, weights=True), json_file)
+        return
+    if source is None or out is None:
+        raise UserError("source and --out are needed: specauf export RUN --to zlab --out DIR, or --check DIR")
+    require_absent(out)
+    if push_to_hub is not None:
+        from specauf.export.hub import check_can_push
+
+        check_can_push(push_to_hub)
+    facts = _facts(source, cache, target, weights=to == "speculators")
+    found = read_source(source, None if facts is None else facts.num_hidden_layers)
+    servable(found.drafter)
+    about = _about(found, source, cache, target, verifier, license)
+    if to == "zlab":
+        export_zlab(found.drafter, out, dtype=DTYPES[dtype], target=facts, about=about)
+    else:
+        if facts is None:
+            raise UserError(
+                "embed_tokens: speculators' layout holds the target's embedding and head, neither the run's cache nor "
+                "--cache or --target was found; give one"
+            )
+        verifier = verifier or (about.target if about.target_on_hub else None)
+        export_speculators(found.drafter, out, target=facts, verifier=verifier, dtype=DTYPES[dtype], about=about)
+    known = "" if facts is None else f" against {facts.where}"
+    print(f"written {out} ({to}, {dtype}), checked{known}")
+    if facts is None:
+        print("the target's config was not found, so rope, taps and vocabulary were not compared: give --cache")
+    if json_file is not None:
+        checked = check_directory(out, facts)
+        json_file.write_text(json.dumps({"out": str(out), "layout": to, "dtype": dtype, "tensors": checked.tensors}))
+    if push_to_hub is not None:
+        from specauf.export.hub import push
+
+        print(f"uploaded {push(out, push_to_hub)}")
+
+
+def import_command(
+    source: Path,
+    out: Path,
+    cache: str | None = None,
+    target: str | None = None,
+    num_target_layers: int | None = None,
+) -> None:
+    """Turn a z-lab or speculators directory into one that fit, evaluate and audit read.
+
+    Args:
+        source: the directory.
+        out: directory to write, in z-lab's layout and the source's precision; must not exist.
+        cache: a cache of the drafter's target, to compare with.
+        target: the target's directory or config.json, or a name in configs/target, instead of a cache.
+        num_target_layers: depth of the target, which speculators' layout does not hold.
+    """
+    require_absent(out)
+    facts = _facts(None, cache, target, weights=False)
+    depth = num_target_layers if facts is None else facts.num_hidden_layers
+    found = read_source(source, depth)
+    export_zlab(found.drafter, out, dtype=found.stored_dtype, target=facts, about=found.about)
+    print(f"written {out}: use it with `specauf evaluate {out}`, or train on from it with --model.drafter.init={out}")
+
+
+def _check(directory: Path, facts: TargetFacts | None, json_file: Path | None) -> None:
+    checked = check_directory(directory, facts)
+    if json_file is not None:
+        record = {
+            "directory": str(directory),
+            "layout": checked.layout,
+            "tensors": checked.tensors,
+            "target": None if facts is None else facts.where,
+            "problems": [
+                {"field": p.field, "found": str(p.found), "expected": str(p.expected), "why": p.why}
+                for p in checked.problems
+            ],
+        }
+        json_file.write_text(json.dumps(record, indent=2) + "\n")
+    for problem in checked.problems:
+        print(problem)
+    if checked.problems:
+        raise UserError(f"{directory}: {len(checked.problems)} problems; export it again with `specauf export`")
+    known = "its own config" if facts is None else facts.where
+    print(f"{directory}: sound ({checked.layout} layout, {checked.tensors} tensors, compared with {known})")
+
+
+def _facts(source: Path | None, cache: str | None, target: str | None, *, weights: bool) -> TargetFacts | None:
+    """What is known of the target: from what the user named, else from the cache that the run recorded."""
+    if cache is not None and target is not None:
+        raise UserError("cache and target: both given, one expected; the cache knows more")
+    if cache is not None:
+        return TargetFacts.from_cache(open_cache(cache), f"cache {cache}")
+    if target is not None:
+        return _target_facts(target, weights=weights)
+    recorded = None if source is None else recorded_cache(source)
+    return None if recorded is None else TargetFacts.from_cache(open_cache(recorded), f"cache {recorded}")
+
+
+def recorded_cache(source: Path) -> str | None:
+    """The cache that a run directory recorded, if it is still where it was."""
+    for folder in (source, source.parent, source.parent.parent):
+        if (folder / "run.json").is_file():
+            url = json.loads((folder / "run.json").read_text()).get("cache")
+            there = url is not None and ("://" in url or (Path(url) / "manifest.json").is_file())
+            return url if there else None
+    return None
+
+
+def _target_facts(target: str, *, weights: bool) -> TargetFacts:
+    path = Path(target)
+    if not weights and (path.suffix == ".json" or (path / "config.json").is_file()):
+        return TargetFacts.from_file(path)
+    # The only use of a model here: a target that no cache describes has its embedding in its checkpoint alone.
+    from specauf.drafters import TargetVocabulary
+    from specauf.targets import load_target, resolve_target
+
+    model, _ = load_target(resolve_target(target))
+    vocabulary = TargetVocabulary.from_target(model)
+    config = model.config.to_dict()
+    return TargetFacts.from_config(config, f"target {target}", vocab_size=vocabulary.vocab_size, vocabulary=vocabulary)
+
+
+def _about(
+    found: Source, source: Path, cache: str | None, target: str | None, verifier: str | None, license: str | None
+) -> About:
+    about = replace(found.about, license=license)
+    if verifier is not None:
+        about = _named(about, verifier)
+    place = cache or (recorded_cache(source) if target is None else None)
+    if place is not None:
+        about = with_cache(about, open_cache(place).manifest)
+    elif about.target is None and target is not None:
+        about = _named(about, target)
+    return about
+
+
+def _named(about: About, target: str) -> About:
+    """Name the target in the card: a hub id as it is, of a local directory its last part alone."""
+    if Path(target).exists():
+        return replace(about, target=Path(target).resolve().name)
+    return replace(about, target=target, target_on_hub=target.count("/") == 1)
+
+
+def _flags(argv: list[str]) -> list[str]:
+    """Options may be written with hyphens; `--json` is short for `--json_file`."""
+    out = []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            flag = flag[:2] + flag[2:].replace("-", "_")
+            flag = "--json_file" if flag == "--json" else flag
+        out.append(f"{flag}{equals}{value}")
+    return out
+
+
+def export(argv: list[str]) -> None:
+    """Parse and run `specauf export`."""
+    run_function(export_command, _flags(argv), positional="source")
+
+
+def import_(argv: list[str]) -> None:
+    """Parse and run `specauf import`."""
+    run_function(import_command, _flags(argv), positional="source")

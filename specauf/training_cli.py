@@ -1,0 +1,97 @@
+"""`specauf fit` and `specauf validate`: LightningCLI, with one-line errors and a run directory of its own."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from specauf.callbacks import Checkpoints, SaveProvenance, Throughput, TrainingProgress
+from specauf.cli import default_run_directory
+from specauf.command import one_line
+from specauf.data.module import CacheDataModule
+from specauf.errors import UserError
+from specauf.module import DrafterModule
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise instead of printing usage and exiting."""
+        raise UserError(one_line(message))
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI for drafters: each run has a directory with its config, provenance, logs and checkpoints."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only what drafters are for."""
+        keep = ("fit", "validate")
+        return {name: args for name, args in LightningCLI.subcommands().items() if name in keep}
+
+    def before_instantiate_classes(self) -> None:
+        """Name the run directory and refuse to mix two runs in it."""
+        config = self.config[self.subcommand]
+        if config.trainer.max_steps == 0 or config.trainer.max_epochs == 0:
+            raise UserError("trainer.max_steps or max_epochs is 0: give at least 1, or -1 for no limit")
+        if config.trainer.default_root_dir is None:
+            config.trainer.default_root_dir = str(default_run_directory("drafter"))
+        root = Path(config.trainer.default_root_dir)
+        if self.subcommand == "fit" and (root / "config.yaml").exists() and not config.ckpt_path:
+            raise UserError(
+                f"run directory {root} already holds a run: go on with --ckpt_path={root}/checkpoints/last.ckpt, "
+                "or choose another --trainer.default_root_dir"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Add the loggers and callbacks every run has, unless the config chose its own."""
+        config = self.config_init[self.subcommand].trainer
+        root = config.default_root_dir
+        if config.logger in (None, True) and not config.fast_dev_run:
+            kwargs["logger"] = [CSVLogger(root, name="", version=""), TensorBoardLogger(root, name="", version="logs")]
+        own: list[Callback] = list(config.callbacks or [])
+        defaults: list[Callback] = [TrainingProgress(), Throughput()]
+        if self.subcommand == "fit" and not config.fast_dev_run:
+            defaults.append(Checkpoints(f"{root}/checkpoints", validates=config.limit_val_batches != 0))
+        kinds = tuple(type(c) for c in own)
+        kwargs["callbacks"] = own + [c for c in defaults if not isinstance(c, kinds)]
+        return super().instantiate_trainer(**kwargs)
+
+
+def main(argv: list[str]) -> None:
+    """Run `fit` or `validate`; `argv` starts with the command.
+
+    Raises:
+        UserError: an argument, the cache or the configuration is wrong.
+    """
+    _quiet()
+    sys.argv = [sys.argv[0], *argv]
+    TrainingCLI(
+        DrafterModule,
+        CacheDataModule,
+        save_config_callback=SaveProvenance,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        parser_class=OneLineParser,
+        auto_configure_optimizers=False,
+    )
+
+
+def _quiet() -> None:
+    """Leave the terminal to what the user must read."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # one process reads faster than the drafter trains
+        ".*Checkpoint directory .* exists and is not empty.*",  # so it does when a run is resumed
+        ".*isinstance\\(treespec, LeafSpec\\) is deprecated.*",  # Lightning's own
+        ".*smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

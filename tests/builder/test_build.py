@@ -1,0 +1,215 @@
+"""Whole builds on a tiny target: what is stored, what is dropped, resuming, and mistakes in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cache_builder.config import BUILD, BuildConfig, read_told
+from cache_builder.driver import build
+from specauf.cache import open_cache, verify
+from specauf.errors import UserError
+from specauf.targets import TargetConfig
+from tests.builder.conftest import digests, write_jsonl
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    rows = [{"messages": [{"role": "user", "content": f"question number {i} " + "x" * (i % 7)}]} for i in range(40)]
+    return write_jsonl(tmp_path / "corpus.jsonl", rows)
+
+
+def config(tiny: Path, documents: Path, out: Path, **changes: Any) -> BuildConfig:
+    target = TargetConfig(name="tiny", model=str(tiny), dtype="float32", taps=(1, 3, 5), mask_token="<|mask|>")
+    settings: dict[str, Any] = {
+        "target": target, "corpus": str(documents), "out": str(out), "max_length": 160, "max_new_tokens": 12,
+        "batch_size": 8, "documents_per_shard": 16, "k": 4, "features": "bf16", "held_out": 0.2, "accelerator": "cpu",
+        "max_compression": 20.0,
+    }  # fmt: skip
+    return BuildConfig(**settings | changes)
+
+
+def test_a_build_stores_what_a_forward_pass_gives(tiny_target_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    manifest = build(config(tiny_target_dir, corpus, tmp_path / "cache"))
+    assert manifest is not None
+    cache = open_cache(str(tmp_path / "cache"))
+    assert verify(cache) == []
+    assert cache.num_shards == 3
+    assert manifest.counts.documents == 40
+    assert 0 < manifest.counts.held_out_documents < 40
+    assert manifest.identity.regeneration["greedy"] is True
+    assert manifest.counts.argmax_is_data == 1.0
+    from specauf.targets import load_target
+
+    model, tokenizer = load_target(config(tiny_target_dir, corpus, tmp_path).target)
+    for number in (0, 17, 39):
+        document = cache.document(number)
+        text = tokenizer.decode(document.tokens[~document.loss_mask])
+        assert f"question number {number} " in text
+        with torch.no_grad():
+            whole = model(torch.from_numpy(document.tokens)[None], output_hidden_states=True)
+        expected = torch.cat([whole.hidden_states[t + 1][0] for t in (1, 3, 5)], -1)
+        assert document.features is not None
+        np.testing.assert_allclose(document.features, expected.numpy(), rtol=2e-2, atol=2e-2)
+        logprobs = whole.logits[0].log_softmax(-1).numpy()[document.row_index]
+        exact = np.take_along_axis(logprobs, document.topk_ids, -1)
+        np.testing.assert_allclose(np.exp(document.topk_logprobs), np.exp(exact), atol=2e-2)
+        assert (document.tokens[document.row_index + 1] == document.topk_ids[:, 0]).all()
+        assert document.loss_mask[document.row_index + 1].all()
+
+
+@pytest.mark.parametrize("features", ["none", "int8", "sketch"])
+def test_every_kind_of_features_builds_and_verifies(
+    tiny_target_dir: Path, corpus: Path, tmp_path: Path, features: Any
+) -> None:
+    manifest = build(config(tiny_target_dir, corpus, tmp_path / "cache", features=features, sketch_rank=16))
+    assert manifest is not None
+    assert manifest.identity.features == features
+    assert verify(open_cache(str(tmp_path / "cache"))) == []
+
+
+def test_the_same_build_twice_gives_the_same_bytes(tiny_target_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    build(config(tiny_target_dir, corpus, tmp_path / "a", features="sketch", sketch_rank=8))
+    build(config(tiny_target_dir, corpus, tmp_path / "b", features="sketch", sketch_rank=8))
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_a_finished_build_run_again_changes_nothing(tiny_target_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    build(config(tiny_target_dir, corpus, tmp_path / "cache"))
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("shard-*")}
+    build(config(tiny_target_dir, corpus, tmp_path / "cache"))
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("shard-*")}
+
+
+@pytest.mark.parametrize(
+    "gone", ["shard-00000.json", "shard-00001.json", "shard-00002.json", "manifest.json", "target.json"]
+)
+def test_an_unfinished_build_goes_on_to_the_same_bytes(
+    tiny_target_dir: Path, corpus: Path, tmp_path: Path, gone: str
+) -> None:
+    build(config(tiny_target_dir, corpus, tmp_path / "cache", features="int8"))
+    whole = digests(tmp_path / "cache")
+    (tmp_path / "cache" / gone).unlink()
+    build(config(tiny_target_dir, corpus, tmp_path / "cache", features="int8"))
+    assert digests(tmp_path / "cache") == whole
+
+
+def test_another_setting_on_the_same_directory_is_refused(tiny_target_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    build(config(tiny_target_dir, corpus, tmp_path / "cache"))
+    with pytest.raises(UserError, match="k is 4, this build has 5"):
+        build(config(tiny_target_dir, corpus, tmp_path / "cache", k=5))
+    with pytest.raises(UserError, match=r"regeneration is .*this build has"):
+        build(config(tiny_target_dir, corpus, tmp_path / "cache", max_new_tokens=10))
+
+
+def test_given_answers_are_kept_and_only_they_are_supervised(tiny_target_dir: Path, tmp_path: Path) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": r, "content": f"{r} says {i} things"} for r in ("user", "assistant", "user", "assistant")
+            ]
+        }
+        for i in range(20)
+    ]
+    corpus = write_jsonl(tmp_path / "chats.jsonl", rows)
+    manifest = build(config(tiny_target_dir, corpus, tmp_path / "cache", regenerate=False, max_length=300))
+    assert manifest is not None
+    assert manifest.identity.regeneration == {}
+    cache = open_cache(str(tmp_path / "cache"))
+    assert verify(cache) == []
+    from specauf.targets import load_target
+
+    model, tokenizer = load_target(config(tiny_target_dir, corpus, tmp_path).target)
+    document = cache.document(7)
+    assert tokenizer.decode(document.tokens[document.loss_mask]) == "assistant says 7 things<|im_end|>" * 2
+    logprobs = model(torch.from_numpy(document.tokens)[None]).logits[0].log_softmax(-1).detach().numpy()
+    exact = np.take_along_axis(logprobs[document.row_index], document.topk_ids, -1)
+    np.testing.assert_allclose(np.exp(document.topk_logprobs), np.exp(exact), atol=2e-2)
+    np.testing.assert_array_equal(document.topk_ids[:, 0], logprobs[document.row_index].argmax(-1))
+
+
+def test_drops_are_counted_by_reason(tiny_target_dir: Path, tmp_path: Path) -> None:
+    good = [{"prompt": f"tell {i}", "response": f"the answer is {i} and some more"} for i in range(12)]
+    bad = [
+        {"prompt": "tell 3", "response": "the answer is 3 and some more"},
+        {"prompt": "   ", "response": "an answer to nothing"},
+        {"prompt": "silence", "response": "  "},
+        {"prompt": "brief", "response": "a"},
+        {"prompt": "long", "response": "word " * 100},
+        {"prompt": "loop", "response": "ha" * 60},
+        {"prompt": "mask", "response": "here is <|mask|> in it"},
+    ]
+    corpus = write_jsonl(tmp_path / "pairs.jsonl", good + bad)
+    changes: dict[str, Any] = {"regenerate": False, "documents_per_shard": 40, "max_compression": 3.0}
+    manifest = build(config(tiny_target_dir, corpus, tmp_path / "cache", **changes))
+    assert manifest is not None
+    assert manifest.counts.documents == 12
+    assert manifest.drops == {"duplicate": 1, "empty": 2, "too_short": 1, "over_long": 1, "looping": 1, "mask_token": 1}
+
+
+def test_the_split_follows_the_question_not_the_order(tiny_target_dir: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {i}"} for i in range(30)]
+    held_out = []
+    for name, some in (("a", rows), ("b", rows[::-1])):
+        corpus = write_jsonl(tmp_path / f"{name}.jsonl", some)
+        build(config(tiny_target_dir, corpus, tmp_path / name, features="none"))
+        cache = open_cache(str(tmp_path / name))
+        held_out.append({d.tokens[~d.loss_mask].tobytes() for d in cache.documents(split="held_out")})
+    assert held_out[0] == held_out[1]
+    assert held_out[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 0}, "k is 0, expected 1 or more"),
+        ({"held_out": 1.5}, "held_out is 1.5"),
+        ({"max_new_tokens": 200}, "max_new_tokens is 200, max_length is 160"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": 1.0, "sample_top_k": 9}, "sample_top_k is 9"),
+        ({"k": 10_000}, "k is 10000, the target's vocabulary has"),
+        ({"corpus": "/nowhere/corpus.jsonl"}, "does not exist"),
+        ({"corpus": "python-stdlip"}, "Did you mean python-stdlib"),
+        ({"features": "sketch", "sketch_rank": 97}, "sketch rank is 97"),
+    ],
+)
+def test_a_bad_setting_is_one_line(
+    tiny_target_dir: Path, corpus: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build(config(tiny_target_dir, corpus, tmp_path / "cache", **change))
+    assert "\n" not in str(caught.value)
+
+
+def test_out_that_is_a_file_is_refused(tiny_target_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("mine")
+    with pytest.raises(UserError, match="is a file, expected a directory"):
+        build(config(tiny_target_dir, corpus, tmp_path / "cache"))
+
+
+def test_text_is_not_a_question(tiny_target_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("first paragraph of words\n\nsecond paragraph\nof more words\n")
+    with pytest.raises(UserError, match=r"plain text.*--regenerate=false"):
+        build(config(tiny_target_dir, path, tmp_path / "cache"))
+    manifest = build(config(tiny_target_dir, path, tmp_path / "cache", regenerate=False))
+    assert manifest is not None
+    assert manifest.counts.documents == 2
+    assert manifest.counts.supervised_tokens == manifest.counts.tokens - 2
+
+
+def test_a_build_can_be_read_off_its_cache(tiny_target_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    for name, changes in (("a", {}), ("b", {"temperature": 0.7, "sample_top_k": 3}), ("c", {"keep_mass": 0.5})):
+        settings = config(tiny_target_dir, corpus, tmp_path / name, max_documents=20, **changes)
+        manifest = build(settings)
+        again = read_told((tmp_path / name / BUILD).read_bytes(), str(tmp_path / name), accelerator="cpu")
+        assert again == settings
+        assert build(again) == manifest
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"target": {}}', b'{"target": {"taps": null}, "colour": 1}'])
+def test_a_damaged_note_is_one_line(data: bytes) -> None:
+    with pytest.raises(UserError, match=r"cannot be read|give either"):
+        read_told(data, "cache")

@@ -1,0 +1,219 @@
+"""Writing: same bytes from anyone, resuming, replacing, and mistakes that end in one line."""
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cache_builder.features import fit_features
+from cache_builder.sparse import keep_mass
+from cache_builder.writer import StorageSpec, begin, committed_shards, write_manifest, write_shard
+from specauf.cache import open_cache, verify
+from specauf.errors import UserError
+from tests.cache.making import build, document, identity, write_fake_target
+
+PLAIN = identity(features="none")
+SPEC = StorageSpec(PLAIN, fit_features(torch.zeros(1, 16), "none", 2))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("features", ["none", "bf16", "int8", "sketch"])
+def test_the_same_documents_give_the_same_bytes(tmp_path, features):
+    who = identity(features=features, sketch_rank=8 * (features == "sketch"))
+    for name in ("a", "b"):
+        build(tmp_path / name, who, [[9, 30], [500, 3, 20]])
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_shards_may_come_in_any_order_and_twice(tmp_path):
+    rng = np.random.default_rng(0)
+    shards = [[document(rng, n, PLAIN)] for n in (9, 12, 5)]
+    for folder, order in ((tmp_path / "a", (0, 1, 2)), (tmp_path / "b", (2, 0, 0, 1, 2))):
+        begin(str(folder), PLAIN)
+        write_fake_target(folder, PLAIN, SPEC.codec)
+        for number in order:
+            write_shard(str(folder), number, shards[number], SPEC)
+        write_manifest(str(folder), PLAIN)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_what_a_killed_writer_left_is_replaced(tmp_path):
+    folder = tmp_path / "cache"
+    build(folder, PLAIN, [[9, 4], [7, 7]])
+    whole = contents(folder)
+    (folder / "shard-00001.json").unlink()
+    (folder / "manifest.json").unlink()
+    (folder / "shard-00001.zarr" / "tokens" / "c" / "0").write_bytes(b"half")
+    (folder / "shard-00001.zarr" / "tokens" / "c" / "0.tmp-123").write_bytes(b"half of it")
+    (folder / "shard-00001.zarr" / "old").mkdir()
+    (folder / "shard-00001.zarr" / "old" / "zarr.json").write_bytes(b"{}")
+    assert list(committed_shards(str(folder), PLAIN)) == [0]
+    with pytest.raises(UserError, match="unfinished"):
+        open_cache(str(folder))
+    rng = np.random.default_rng(0)
+    documents = [
+        [document(rng, n, PLAIN, held_out=i % 5 == 4) for i, n in enumerate(shard)] for shard in ([9, 4], [7, 7])
+    ]
+    write_shard(str(folder), 1, documents[1], SPEC, {"empty": 1})
+    write_manifest(str(folder), PLAIN, {"too short": 2})
+    assert contents(folder) == whole
+
+
+def test_a_missing_shard_stops_the_manifest(tmp_path):
+    begin(str(tmp_path / "c"), PLAIN)
+    write_fake_target(tmp_path / "c", PLAIN, SPEC.codec)
+    with pytest.raises(UserError, match="no document is left"):
+        write_manifest(str(tmp_path / "c"), PLAIN)
+    write_shard(str(tmp_path / "c"), 1, [document(np.random.default_rng(0), 5, PLAIN)], SPEC)
+    with pytest.raises(UserError, match="shard-00000 is missing"):
+        write_manifest(str(tmp_path / "c"), PLAIN)
+
+
+CHANGES = {
+    "target": {"id": "tiny/other", "fingerprint": "00ff"},
+    "tokenizer_hash": "ab",
+    "chat_template_hash": "cc",
+    "vocab_size": 301,
+    "taps": (0, 1),
+    "k": 5,
+    "features": "bf16",
+    "corpus": {"name": "another"},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_identity_is_refused_with_both_values(tmp_path, name, finished):
+    folder = str(tmp_path / "cache")
+    if finished:
+        build(folder, PLAIN, [[9]])
+    else:
+        begin(folder, PLAIN)
+    other = replace(PLAIN, **{name: CHANGES[name]})
+    with pytest.raises(UserError) as caught:
+        begin(folder, other)
+    for value in (getattr(PLAIN, name), CHANGES[name]):
+        assert repr(value["id"] if name == "target" else value) in str(caught.value)
+    assert name in str(caught.value)
+    begin(folder, PLAIN)
+
+
+def test_reading_can_require_an_identity(tmp_path):
+    build(tmp_path / "c", PLAIN, [[9]])
+    found = open_cache(str(tmp_path / "c")).manifest.identity
+    found.require("c", vocab_size=300, taps=(0, 2))
+    with pytest.raises(UserError, match=r"tokenizer_hash is 'aa', expected 'zz'"):
+        found.require("c", vocab_size=300, tokenizer_hash="zz")
+
+
+def test_a_place_that_is_taken(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file, expected a directory"):
+        begin(str(tmp_path / "file"), PLAIN)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match=r"holds 'thesis.tex' and no cache"):
+        begin(str(tmp_path / "home"), PLAIN)
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_no_commit(tmp_path, monkeypatch):
+    folder = tmp_path / "c"
+    begin(str(folder), PLAIN)
+    write_fake_target(folder, PLAIN, SPEC.codec)
+    documents = [document(np.random.default_rng(0), 30, PLAIN)]
+    written = 0
+
+    def full(descriptor: int) -> None:
+        nonlocal written
+        written += 1
+        if written > 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"cannot write .*No space left on device; make room") as caught:
+            write_shard(str(folder), 0, documents, SPEC)
+    assert "\n" not in str(caught.value)
+    assert committed_shards(str(folder), PLAIN) == {}
+    assert not list(folder.rglob("*.tmp-*"))
+    write_shard(str(folder), 0, documents, SPEC)
+    write_manifest(str(folder), PLAIN)
+    assert verify(open_cache(str(folder))) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tokens": np.full(10, 300)}, "tokens hold ids from 300 to 300, the vocabulary has 300"),
+        ({"tokens": np.full(10, -1)}, "tokens hold ids from -1"),
+        ({"topk_ids": np.full((5, 4), 300)}, "topk_ids hold ids"),
+        ({"topk_logprobs": np.full((5, 4), np.nan, np.float32)}, "NaN or Inf"),
+        ({"row_index": np.arange(5)}, "row_index: has a row whose next token is not supervised"),
+        ({"topk_ids": np.zeros((5, 3), int), "topk_logprobs": np.zeros((5, 3), np.float32)}, "topk_ids: shape"),
+    ],
+)
+def test_documents_that_break_a_rule(tmp_path, change, says):
+    good = document(np.random.default_rng(0), 10, PLAIN)
+    with pytest.raises(UserError, match=says):
+        write_shard(str(tmp_path / "c"), 0, [replace(good, **change)], SPEC)
+
+
+def test_missing_features_are_refused(tmp_path):
+    who = identity()
+    documents = [replace(document(np.random.default_rng(0), 10, who), features=None)]
+    with pytest.raises(UserError, match="features are bf16, but 1 documents have none"):
+        write_shard(str(tmp_path / "c"), 0, documents, StorageSpec(who, fit_features(torch.zeros(1, 16), "bf16", 2)))
+
+
+def test_rows_cut_at_a_mass(tmp_path):
+    who = identity(features="none", top_p=0.6)
+    exact = document(np.random.default_rng(0), 60, who)
+    cut = keep_mass(torch.from_numpy(exact.topk_logprobs), 0.6).numpy()
+    spec = StorageSpec(who, SPEC.codec)
+    begin(str(tmp_path / "c"), who)
+    write_fake_target(tmp_path / "c", who, spec.codec)
+    write_shard(str(tmp_path / "c"), 0, [replace(exact, topk_logprobs=cut)], spec)
+    write_manifest(str(tmp_path / "c"), who)
+    (found,) = open_cache(str(tmp_path / "c")).documents()
+    assert np.isneginf(cut).any()
+    np.testing.assert_array_equal(np.isneginf(found.topk_logprobs), np.isneginf(cut))
+    np.testing.assert_array_equal(found.topk_ids, np.where(np.isneginf(cut), -1, exact.topk_ids))
+    np.testing.assert_allclose(found.head_mass, np.exp(cut).sum(1), atol=1e-3)
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=6), min_size=1, max_size=3),
+    k=st.integers(1, 40),
+    vocabulary=st.sampled_from([40, 300, 66_000]),
+    features=st.sampled_from(["none", "bf16", "int8", "sketch"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_shape_comes_back(tmp_path_factory, lengths, k, vocabulary, features, seed):
+    folder = tmp_path_factory.mktemp("any") / "c"
+    who = identity(k=k, vocab_size=vocabulary, features=features, sketch_rank=5 * (features == "sketch"))
+    written = build(folder, who, lengths, seed)
+    cache = open_cache(str(folder))
+    assert verify(cache) == []
+    counts = cache.manifest.counts
+    assert counts.tokens == sum(len(d.tokens) for d in written)
+    assert counts.rows == sum(len(d.row_index) for d in written)
+    assert counts.argmax_is_data_sum == sum(int((d.topk_ids[:, 0] == d.tokens[d.row_index + 1]).sum()) for d in written)
+    for found, exact in zip(cache.documents(), written, strict=True):
+        np.testing.assert_array_equal(found.tokens, exact.tokens)
+        np.testing.assert_array_equal(found.loss_mask, exact.loss_mask)
+        np.testing.assert_array_equal(found.row_index, exact.row_index)
+        np.testing.assert_array_equal(found.topk_ids, exact.topk_ids)
+        np.testing.assert_allclose(found.topk_logprobs, exact.topk_logprobs, atol=0.07)
+        assert (found.features is None) == (features == "none")
+    stored = sum(f.bytes for f in cache.manifest.fields.values())
+    assert 0 < cache.manifest.total_bytes - stored < 1000 * len(lengths), "all but each group's own metadata"

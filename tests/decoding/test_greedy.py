@@ -1,0 +1,184 @@
+"""Greedy speculative decoding gives what plain greedy decoding gives, whatever the drafter."""
+
+import pytest
+import torch
+
+from specauf.decoding import speculative_generate, speculative_generate_batch, speculative_stream
+from specauf.drafters import TargetVocabulary
+from specauf.errors import UserError
+from tests.decoding.scripted import ALTERNATING, ALWAYS_RIGHT, ALWAYS_WRONG, ScriptedDrafter
+from tests.drafters.tiny import BLOCK, FAMILIES, greedy_answer, prompt, tiny_config, tiny_dflash, tiny_target
+
+NEW = 31
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("length", [1, 6, 13])
+def test_output_is_that_of_generate(family: str, length: int):
+    target = tiny_target(family)
+    ids = prompt(length, seed=length)
+    expected = greedy_answer(target, ids, NEW)
+    for drafter in (None, tiny_dflash(target)):
+        result = speculative_generate(target, drafter, ids, max_new_tokens=NEW)
+        assert result.tokens == expected
+        assert sum(a + 1 for a in result.accepted) in (len(expected) - 1, len(expected))
+
+
+@pytest.mark.parametrize(
+    ("right", "cycle"),
+    [(ALWAYS_RIGHT, BLOCK - 1), (ALWAYS_WRONG, 0), (ALTERNATING, 1)],
+    ids=["right", "wrong", "alternating"],
+)
+def test_adversarial_drafters_change_the_cycles_and_not_the_output(right, cycle: int):
+    target = tiny_target()
+    ids = prompt(7)
+    expected = greedy_answer(target, ids, NEW)
+    drafter = ScriptedDrafter(tiny_config(target), [ids.tolist() + expected], right)
+    result = speculative_generate(target, drafter, ids, max_new_tokens=NEW)
+    assert result.tokens == expected
+    assert result.accepted[:-1] == [cycle] * (result.cycles - 1)
+    # The drafter's context holds the prompt and all that was committed, except the anchor.
+    assert result.cycles == -(-(NEW - 1) // (cycle + 1))
+
+
+def test_stop_tokens_end_the_answer_inside_a_block():
+    target = tiny_target()
+    ids = prompt(7)
+    expected = greedy_answer(target, ids, NEW)
+    for position in range(1, 14):
+        stop = expected[position]
+        end = expected.index(stop) + 1
+        drafter = ScriptedDrafter(tiny_config(target), [ids.tolist() + expected], ALWAYS_RIGHT)
+        result = speculative_generate(target, drafter, ids, max_new_tokens=NEW, stop_token_ids=[stop])
+        assert result.tokens == expected[:end]
+        # Tokens behind the stop were accepted but not put out, so they do not count.
+        assert 1 + sum(result.accepted) <= end
+        assert result.accepted == [BLOCK - 1] * (result.cycles - 1) + result.accepted[-1:]
+
+
+def test_the_targets_own_stop_tokens_are_the_default():
+    target = tiny_target()
+    ids = prompt(7)
+    expected = greedy_answer(target, ids, NEW)
+    target.generation_config.eos_token_id = [expected[9], 1]
+    result = speculative_generate(target, None, ids, max_new_tokens=NEW)
+    assert result.tokens == expected[: expected.index(expected[9]) + 1]
+    assert speculative_generate(target, None, ids, max_new_tokens=NEW, stop_token_ids=[]).tokens == expected
+
+
+@pytest.mark.parametrize("new", [1, 2, 3, 6, 7])
+def test_short_answers_have_exactly_the_length_asked_for(new: int):
+    target = tiny_target()
+    ids = prompt(7)
+    expected = greedy_answer(target, ids, new)
+    for right in (ALWAYS_RIGHT, ALWAYS_WRONG):
+        drafter = ScriptedDrafter(tiny_config(target), [ids.tolist() + greedy_answer(target, ids, NEW)], right)
+        assert speculative_generate(target, drafter, ids, max_new_tokens=new).tokens == expected
+
+
+def test_a_shorter_block_than_trained():
+    target = tiny_target()
+    ids = prompt(7)
+    expected = greedy_answer(target, ids, NEW)
+    for block in (2, 4):
+        drafter = ScriptedDrafter(tiny_config(target), [ids.tolist() + expected], ALWAYS_RIGHT)
+        result = speculative_generate(target, drafter, ids, max_new_tokens=NEW, block_size=block)
+        assert result.tokens == expected
+        assert max(result.accepted) == block - 1
+        assert (
+            speculative_generate(target, tiny_dflash(target), ids, max_new_tokens=NEW, block_size=block).tokens
+            == expected
+        )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
+def test_prompts_decoded_together_are_as_if_decoded_alone(family: str):
+    target = tiny_target(family)
+    drafter = tiny_dflash(target)
+    prompts = [prompt(length, seed=length) for length in (3, 9, 1, 14)]
+    alone = [speculative_generate(target, drafter, p, max_new_tokens=NEW) for p in prompts]
+    # Answers of different lengths: the second ends early.
+    stop = [alone[1].tokens[4]]
+    alone = [speculative_generate(target, drafter, p, max_new_tokens=NEW, stop_token_ids=stop) for p in prompts]
+    together = speculative_generate_batch(target, drafter, prompts, max_new_tokens=NEW, stop_token_ids=stop)
+    assert [r.tokens for r in together] == [r.tokens for r in alone]
+    assert [r.accepted for r in together] == [r.accepted for r in alone]
+    plain = speculative_generate_batch(target, None, prompts, max_new_tokens=NEW, stop_token_ids=stop)
+    assert [r.tokens for r in plain] == [r.tokens for r in alone]
+
+
+def test_batched_prompts_accept_different_numbers_in_one_cycle():
+    target = tiny_target()
+    prompts = [prompt(4, seed=1), prompt(8, seed=2)]
+    texts = [p.tolist() + greedy_answer(target, p, NEW) for p in prompts]
+    lengths = []
+    drafter = ScriptedDrafter(tiny_config(target), texts, lambda k: lengths.append(k) or len(lengths) % 7 != 0)
+    together = speculative_generate_batch(target, drafter, prompts, max_new_tokens=NEW)
+    assert [text[len(p) :] for p, text in zip(prompts, texts, strict=True)] == [r.tokens for r in together]
+    assert together[0].accepted != together[1].accepted
+
+
+def test_stream_gives_the_tokens_in_order_with_each_cycles_statistics():
+    target = tiny_target()
+    ids = prompt(7)
+    result = speculative_generate(target, tiny_dflash(target), ids, max_new_tokens=NEW)
+    cycles = list(speculative_stream(target, tiny_dflash(target), [ids], max_new_tokens=NEW))
+    assert [t for c in cycles for t in c.tokens] == result.tokens
+    assert [c.number for c in cycles] == list(range(len(cycles)))
+    assert (cycles[0].accepted, cycles[0].drafted, len(cycles[0].tokens)) == (0, 0, 1)
+    assert all(c.drafted == BLOCK - 1 for c in cycles[1:-4])
+    parts = (result.prefill_seconds, result.draft_seconds, result.verify_seconds, result.other_seconds)
+    assert all(part > 0 for part in parts)
+    assert result.seconds == pytest.approx(sum(parts))
+
+
+def test_a_reduced_draft_vocabulary_stays_lossless_and_drafts_only_its_tokens():
+    target = tiny_target()
+    ids = prompt(7)
+    vocabulary = TargetVocabulary.from_target(target).restrict(torch.arange(5, 20))
+    drafter, seen = tiny_dflash(target), []
+    propose = drafter.propose
+    drafter.propose = lambda *args: seen.append(propose(*args)) or seen[-1]
+    result = speculative_generate(target, drafter, ids, max_new_tokens=NEW, vocabulary=vocabulary)
+    assert result.tokens == greedy_answer(target, ids, NEW)
+    drafted = torch.cat([p.tokens.flatten() for p in seen])
+    assert 5 <= int(drafted.min()) <= int(drafted.max()) < 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"block_size": BLOCK + 1}, "block_size: 7 found, 2 to 6 expected"),
+        ({"block_size": 1}, "block_size: 1 found"),
+        ({"max_new_tokens": 0}, "max_new_tokens: 0 found"),
+        ({"temperature": -1.0}, r"temperature: -1\.0 found"),
+        ({"temperature": 1.0, "top_p": 0.0}, r"top_p: 0\.0 found"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k: 0 found"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message: str):
+    target = tiny_target()
+    with pytest.raises(UserError, match=message):
+        speculative_generate(target, tiny_dflash(target), prompt(5), **({"max_new_tokens": 4} | settings))
+
+
+def test_a_drafter_that_cannot_sit_on_the_target_is_refused():
+    target = tiny_target()
+    with pytest.raises(UserError, match="vocab_size: 61 given, 64 expected"):
+        speculative_generate(target, tiny_dflash(target, vocab_size=64), prompt(5), max_new_tokens=4)
+    with pytest.raises(UserError, match="reads a sketch of 10 numbers"):
+        speculative_generate(target, tiny_dflash(target, feature_dim=10), prompt(5), max_new_tokens=4)
+    with pytest.raises(UserError, match="an empty prompt"):
+        speculative_generate(target, None, torch.zeros(1, 0, dtype=torch.int64), max_new_tokens=4)
+    with pytest.raises(UserError, match="2 prompts found, 1 expected"):
+        speculative_generate(target, None, torch.zeros(2, 3, dtype=torch.int64), max_new_tokens=4)
+
+
+def test_several_prompts_on_sliding_windows_are_refused_and_one_is_right():
+    target = tiny_target("mistral")
+    target.config.layer_types = ["sliding_attention"] * 4
+    with pytest.raises(UserError, match="prompts: 2 found, 1 expected"):
+        speculative_generate_batch(target, None, [prompt(3), prompt(4)], max_new_tokens=4)
+    target.config.layer_types = ["linear_attention"] * 4
+    with pytest.raises(UserError, match="layer_types: linear_attention"):
+        speculative_generate(target, None, prompt(3), max_new_tokens=4)

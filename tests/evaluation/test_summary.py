@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specauf.evaluation.summary import (
+    bootstrap_ratio,
+    bootstrap_tau,
+    conditional_acceptance,
+    survival,
+    tau_per_prompt,
+    tau_pooled,
+)
+
+ACCEPTED = [[0, 2, 1], [3]]
+prompts = st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=6), min_size=1, max_size=6)
+
+
+def test_both_tau_conventions_by_hand():
+    assert tau_pooled(ACCEPTED) == pytest.approx(1 + 6 / 4)
+    assert tau_per_prompt(ACCEPTED) == pytest.approx(1 + (1 + 3) / 2)
+
+
+def test_survival_and_conditional_by_hand():
+    assert survival(ACCEPTED, 4) == [0.75, 0.5, 0.25, 0.0]
+    assert conditional_acceptance(ACCEPTED, 5) == [0.75, pytest.approx(2 / 3), 0.5, 0.0, None]
+
+
+@given(prompts)
+def test_tau_is_one_plus_the_sum_of_survival(accepted):
+    assert tau_pooled(accepted) == pytest.approx(1 + sum(survival(accepted, 7)))
+
+
+@given(prompts)
+def test_interval_contains_the_estimate_range_of_prompts(accepted):
+    low, high = bootstrap_tau(accepted, draws=50)
+    means = [np.mean(a) + 1 for a in accepted]
+    assert min(means) - 1e-9 <= low <= high <= max(means) + 1e-9
+
+
+def test_ratio_of_a_drafter_to_itself_is_exactly_one():
+    assert bootstrap_ratio(ACCEPTED, ACCEPTED) == (1.0, 1.0)
+
+
+def test_ratio_is_paired_over_prompts():
+    rng = np.random.default_rng(0)
+    hard = [rng.integers(0, 8, 20).tolist() for _ in range(30)]
+    easier = [[a + 1 for a in prompt] for prompt in hard]
+    low, high = bootstrap_ratio(easier, hard)
+    unpaired = np.divide(*bootstrap_tau(easier)[::-1])
+    assert 1.0 < low < high
+    assert high / low < unpaired

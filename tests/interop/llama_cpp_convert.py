@@ -1,0 +1,52 @@
+"""Runs in the environment `llama_cpp`: convert an export with llama.cpp's own converter and read the result back.
+
+Arguments: z-lab directory, target directory, file to write. Prints JSON: metadata and, for every tensor, its shape and
+whether its numbers are those of the export.
+"""
+
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGUFReader
+from safetensors.torch import load_file
+
+drafter, target, out = map(Path, sys.argv[1:4])
+converter = Path(sysconfig.get_paths()["purelib"]) / "convert_hf_to_gguf.py"
+command = [sys.executable, str(converter), str(drafter), "--target-model-dir", str(target)]
+subprocess.run([*command, "--outtype", "f32", "--outfile", str(out)], check=True, stdout=sys.stderr)
+
+names = {"fc.weight": "fc.weight", "hidden_norm.weight": "enc.output_norm.weight", "norm.weight": "output_norm.weight"}
+parts = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+reader = GGUFReader(out)
+found = {
+    tensor.name: np.array(tensor.data).reshape(tuple(reversed(tensor.shape.tolist()))) for tensor in reader.tensors
+}
+equal = {}
+for name, value in load_file(drafter / "model.safetensors").items():
+    theirs = names.get(name)
+    if theirs is None:
+        _, layer, part = name.removesuffix(".weight").split(".", 2)
+        theirs = f"blk.{layer}.{parts[part]}.weight"
+    equal[name] = theirs in found and torch.equal(torch.from_numpy(found.pop(theirs).copy()), value.float())
+fields = {}
+for name, part in reader.fields.items():
+    if name.startswith(("dflash.", "general.architecture")) or name.endswith("mask_token_id"):
+        fields[name] = part.contents()
+json.dump({"fields": fields, "equal": equal, "left": sorted(found)}, sys.stdout)

