@@ -6,13 +6,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 
 from specauf.cache import Cache, Document
+from specauf.checkpoint import FORMAT
 from specauf.data.batch import BlockBatch, BlockTargets
 from specauf.data.vocabulary import frequent_tokens
 from specauf.decoding.replay import replay
-from specauf.drafters import DrafterSpec, TargetVocabulary
+from specauf.drafters import Drafter, DrafterSpec, TargetVocabulary, sketch_of
 from specauf.errors import UserError
 from specauf.metrics import EmittedLength, SlotAcceptance
 from specauf.objectives import Objective, block_loss, global_mean
@@ -48,7 +49,7 @@ class DrafterModule(L.LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.head_tokens, self.chunk_blocks = head_tokens, chunk_blocks
         self.emitted, self.acceptance = EmittedLength(), SlotAcceptance(drafter.block_size - 1)
-        self.drafter: nn.Module | None = None
+        self.drafter: Drafter | None = None
 
     @property
     def block_size(self) -> int:
@@ -144,10 +145,13 @@ class DrafterModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what rebuilds the drafter without the cache."""
         assert self.drafter is not None
+        cache: Cache = self.trainer.datamodule.cache  # type: ignore[attr-defined]
         checkpoint["specauf"] = {
+            "format": FORMAT,
             "drafter": self.spec.name,
             "config": self.drafter.config.to_dict(),
-            "cache_fingerprint": self.trainer.datamodule.cache.fingerprint,  # type: ignore[attr-defined]
+            "cache_fingerprint": cache.fingerprint,
+            "sketch": sketch_of(cache.target) if self.needs_features else None,
         }
 
 

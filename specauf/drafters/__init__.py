@@ -4,6 +4,7 @@ from specauf.drafters.base import Branch, Drafter, Proposal, greedy
 from specauf.drafters.config import DrafterConfig
 from specauf.drafters.dflash import DFlashDrafter
 from specauf.drafters.memory import ContextMemory
+from specauf.drafters.sketch import sketch_of
 from specauf.drafters.spec import DFlashSpec, DrafterSpec, build_drafter
 from specauf.drafters.vocabulary import TargetVocabulary
 
@@ -19,4 +20,5 @@ __all__ = [
     "TargetVocabulary",
     "build_drafter",
     "greedy",
+    "sketch_of",
 ]

@@ -13,6 +13,7 @@ from specauf.drafters.base import Drafter
 from specauf.drafters.config import DrafterConfig
 from specauf.drafters.files import check_weights, read_zlab, write_zlab
 from specauf.drafters.memory import ContextMemory
+from specauf.drafters.sketch import fold, unfold
 from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
 
@@ -81,8 +82,14 @@ class DFlashDrafter(Drafter):
         Args:
             sketch: `basis` P [features, rank] and `scale` S [features], as the cache stores them.
         """
-        folded = self.fc.weight.detach().double() @ sketch["basis"].double().T / sketch["scale"].double()
-        return self.with_fc(folded.to(self.fc.weight.dtype))
+        return self.with_fc(fold(self.fc.weight, sketch))
+
+    def unfold_sketch(self, sketch: Mapping[str, Tensor]) -> "DFlashDrafter":
+        """A drafter that reads the sketch instead of raw features, to go on training on a cache of sketches.
+
+        Its output is the same for features that the sketch keeps whole; the rest of `fc` is lost.
+        """
+        return self.with_fc(unfold(self.fc.weight, sketch))
 
     def save_pretrained(self, directory: Path | str, *, dtype: torch.dtype | None = None) -> None:
         """Write `config.json` and `model.safetensors` in z-lab's layout.

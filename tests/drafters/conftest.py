@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.training.conftest import tiny_cache  # noqa: F401  (a fixture)
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_seed():
