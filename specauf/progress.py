@@ -18,7 +18,7 @@ SECONDS_BETWEEN_LINES = 20.0
 class Advance(Protocol):
     """Report progress: `advance(3)` adds 3 units, `advance(3, note="tau 1.6")` also shows a note."""
 
-    def __call__(self, units: float = 1, *, note: str = "") -> None:
+    def __call__(self, units: float | int = 1, *, note: str = "") -> None:
         """Add `units` of work done."""
 
 
@@ -53,7 +53,7 @@ def progress(description: str, total: float | None, *, unit: str = "it", initial
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(description, total=total, completed=initial, unit=unit, note="")
 
-            def advance_bar(units: float = 1, *, note: str = "") -> None:
+            def advance_bar(units: float | int = 1, *, note: str = "") -> None:
                 bar.update(task, advance=units, note=note)
 
             yield advance_bar
@@ -66,7 +66,7 @@ def _line_writer(description: str, total: float | None, unit: str, initial: floa
     done = initial
     quiet = os.environ.get("CI", "").lower() in ("1", "true")
 
-    def advance(units: float = 1, *, note: str = "") -> None:
+    def advance(units: float | int = 1, *, note: str = "") -> None:
         nonlocal last, done
         done += units
         now = time.monotonic()

@@ -31,7 +31,7 @@ class TrainingProgress(ProgressBar):
         if self._enabled:
             total = trainer.estimated_stepping_batches
             self._advance = self._stack.enter_context(
-                progress("training", float(total), unit="steps", initial=trainer.global_step)
+                progress("training", float(total), unit="steps", initial=float(trainer.global_step))
             )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
