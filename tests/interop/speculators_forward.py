@@ -1,7 +1,7 @@
 """Runs in the environment `speculators`: one forward of an export in speculators' layout beside ours.
 
-Arguments: speculators directory, z-lab directory of the same drafter. Prints JSON: the largest difference of the drafted
-slots' logits, the largest logit, and how many rows were compared.
+Arguments: speculators directory, z-lab directory of the same drafter. Prints JSON: the largest difference of the
+drafted slots' logits, the largest logit, and how many rows were compared.
 """
 
 import json
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 theirs_at, ours_at = Path(sys.argv[1]), Path(sys.argv[2])
 config = DFlashSpeculatorConfig.from_pretrained(theirs_at)
 config.transformer_layer_config._attn_implementation = "eager"  # its default compiles FlexAttention
-theirs, info = DFlashDraftModel.from_pretrained(theirs_at, config=config, output_loading_info=True), None
+theirs = DFlashDraftModel.from_pretrained(theirs_at, config=config)
 theirs = theirs.float().eval()
 ours = load_directory(ours_at)
 body = dict(ours.named_parameters())
