@@ -9,6 +9,7 @@ CORPUS ?= python-stdlib
 NAME ?= $(TARGET)-$(basename $(notdir $(CORPUS)))
 LOSS ?= auf
 DRAFTER ?= dflash
+INIT ?=
 CACHE ?= $(shell ls -td caches/*/ 2>/dev/null | head -n 1)
 RUN ?= $(shell ls -td runs/*/checkpoints runs/*/*/checkpoints 2>/dev/null | head -n 1 | xargs -r dirname)
 ARGS ?=
@@ -47,8 +48,8 @@ runs/demo/%/done:
 cache: setup ## run TARGET once over CORPUS (a name, FILE.jsonl or hub id) and write caches/NAME
 	$(BIN)/cache-builder build --config configs/target/$(TARGET).yaml --corpus $(CORPUS) --out $(or $(OUT),caches/$(NAME)) $(ARGS)
 
-train: setup ## train DRAFTER with LOSS on CACHE (default: the newest)
-	$(BIN)/specauf fit -c configs/fit.yaml --model.loss=configs/loss/$(LOSS).yaml --model.drafter=configs/drafter/$(DRAFTER).yaml $(if $(CACHE),--data.cache=$(CACHE:/=)) $(ARGS)
+train: setup ## train DRAFTER with LOSS on CACHE (default: the newest), from random weights or those of INIT=DIR
+	$(BIN)/specauf fit -c configs/fit.yaml --model.loss=configs/loss/$(LOSS).yaml --model.drafter=configs/drafter/$(DRAFTER).yaml $(if $(INIT),--model.drafter.init_args.init=$(INIT)) $(if $(CACHE),--data.cache=$(CACHE:/=)) $(ARGS)
 
 eval: setup ## decode HumanEval with the newest run's drafter (or RUN=)
 	$(BIN)/specauf evaluate $(RUN) --target $(TARGET) --out $(RUN) $(ARGS)

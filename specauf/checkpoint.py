@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from specauf.drafters import DFlashDrafter, Drafter, build_drafter
+from specauf.drafters import DFlashDrafter, DominoConfig, DominoDrafter, Drafter, build_drafter
 from specauf.drafters.files import CONFIG, WEIGHTS, read_json
 from specauf.errors import UserError
 
@@ -44,8 +44,10 @@ def load_directory(path: Path, num_target_layers: int | None = None) -> DFlashDr
     """
     from specauf.export.speculators import is_speculators, read_speculators  # transformers' config classes
 
-    if not is_speculators(read_json(path / CONFIG)):
-        return DFlashDrafter.from_pretrained(path)
+    raw = read_json(path / CONFIG)
+    if not is_speculators(raw):
+        domino = (raw.get("dflash_config") or {}).get("projector_type") == DominoConfig.kind
+        return (DominoDrafter if domino else DFlashDrafter).from_pretrained(path)
     config, weights, ids = read_speculators(path, num_target_layers)
     if ids is not None:
         raise UserError(

@@ -17,6 +17,7 @@ from specauf.drafters import Drafter, DrafterSpec, TargetVocabulary, sketch_of
 from specauf.errors import UserError
 from specauf.metrics import EmittedLength, SlotAcceptance
 from specauf.objectives import Objective, block_loss, global_mean
+from specauf.objectives.support import only_on, whole_block
 from specauf.schedules import Schedule, WarmupCosine
 
 
@@ -87,15 +88,18 @@ class DrafterModule(L.LightningModule):
         assert self.drafter is not None
         batch = batch.with_targets(to_head_vocabulary(batch.targets, self.head_vocabulary))
         loss = torch.zeros((), device=self.device)
+        base_weights = None
         for branch in self.drafter.branches(batch, self.head_vocabulary, self.progress):
+            objective, targets = self.objective, batch.targets
+            if branch.support != "own":
+                objective = whole_block(objective)
+            if branch.support == "base":
+                assert base_weights is not None
+                targets = only_on(targets, base_weights)
             out = block_loss(
-                branch.rows,
-                branch.head,
-                batch.targets,
-                self.objective,
-                step=self.global_step,
-                chunk_blocks=self.chunk_blocks,
+                branch.rows, branch.head, targets, objective, step=self.global_step, chunk_blocks=self.chunk_blocks
             )
+            base_weights = out.weights if base_weights is None else base_weights
             loss = loss + branch.weight * global_mean(out.numerator, out.denominator)
             prefix = "train/" if branch.name == "base" else f"train/{branch.name}_"
             self.log_dict({prefix + name: value for name, value in out.summary().items()})

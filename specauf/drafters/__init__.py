@@ -3,9 +3,11 @@
 from specauf.drafters.base import Branch, Drafter, Proposal, greedy
 from specauf.drafters.config import DrafterConfig
 from specauf.drafters.dflash import DFlashDrafter
+from specauf.drafters.domino import DominoConfig, DominoDrafter
+from specauf.drafters.masked import MaskedConfig, MaskedDrafter
 from specauf.drafters.memory import ContextMemory
 from specauf.drafters.sketch import sketch_of
-from specauf.drafters.spec import DFlashSpec, DrafterSpec, build_drafter
+from specauf.drafters.spec import DFlashSpec, DominoSpec, DrafterSpec, MaskedSpec, build_drafter
 from specauf.drafters.vocabulary import TargetVocabulary
 
 __all__ = [
@@ -13,9 +15,15 @@ __all__ = [
     "ContextMemory",
     "DFlashDrafter",
     "DFlashSpec",
+    "DominoConfig",
+    "DominoDrafter",
+    "DominoSpec",
     "Drafter",
     "DrafterConfig",
     "DrafterSpec",
+    "MaskedConfig",
+    "MaskedDrafter",
+    "MaskedSpec",
     "Proposal",
     "TargetVocabulary",
     "build_drafter",

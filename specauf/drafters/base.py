@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,12 +30,15 @@ class Branch:
         rows: what `head` reads, for the drafted slots.
         head: rows -> logits, each row on its own.
         weight: share of this branch's loss in the total.
+        support: slots that count under a loss that cuts at the first failure: this branch's "own" failure, the "whole"
+            block, or what it counted on the branch "base", which comes first.
     """
 
     name: str
     rows: Float[Tensor, "blocks slots width"]
     head: Head
     weight: float
+    support: Literal["own", "whole", "base"] = "own"
 
 
 @dataclass(frozen=True)

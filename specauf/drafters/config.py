@@ -1,7 +1,7 @@
 """What a drafter is made of: derived from its target's config, written and read in z-lab's layout."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from specauf.errors import UserError
 
@@ -26,6 +26,8 @@ class DrafterConfig:
         rope_theta: base of the rotary embedding, over the whole head, with absolute positions and no scaling.
         rms_norm_eps: of all norms.
     """
+
+    kind: ClassVar[str] = "dflash"
 
     hidden_size: int
     num_hidden_layers: int
@@ -222,6 +224,12 @@ class DrafterConfig:
             raise UserError(f"{names[0]}: missing in the drafter's config.json; it is not a DFlash checkpoint")
 
         _refuse_other_architectures(raw)
+        kind = inner.get("projector_type") or "dflash"
+        if kind != cls.kind:
+            raise UserError(
+                f"dflash_config.projector_type: {kind} in the drafter's config.json, {cls.kind} expected; "
+                f"it is a {kind} drafter"
+            )
         hidden, taps, theta = need("hidden_size"), tuple(need("target_layer_ids")), _rope_theta(raw)
         if theta is None:
             raise UserError("rope_theta: missing in the drafter's config.json; write the base it was trained with")

@@ -115,7 +115,7 @@ class DFlashDrafter(Drafter):
         Raises:
             UserError: files, fields or tensors are missing, unknown or of another shape.
         """
-        config, weights = read_zlab(Path(directory))
+        config, weights = read_zlab(Path(directory), cls.config_class)
         drafter = cls(config)
         check_weights(Path(directory), drafter, weights)
         drafter.load_state_dict(weights)

@@ -71,13 +71,15 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
 
 
-def read_zlab(directory: Path) -> tuple[DrafterConfig, dict[str, Tensor]]:
+def read_zlab(
+    directory: Path, config_class: type[DrafterConfig] = DrafterConfig
+) -> tuple[DrafterConfig, dict[str, Tensor]]:
     """Config and weights of a z-lab directory.
 
     Raises:
         UserError: it is not one.
     """
-    return DrafterConfig.from_zlab(read_json(directory / CONFIG)), read_weights(directory)
+    return config_class.from_zlab(read_json(directory / CONFIG)), read_weights(directory)
 
 
 def check_weights(directory: Path, drafter: nn.Module, weights: dict[str, Tensor]) -> None:

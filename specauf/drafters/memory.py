@@ -48,6 +48,10 @@ class ContextMemory:
         """Let the first `counts[p]` appended rows of prompt p count as context."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
+    def rows(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer, [prompts, room, kv_heads, head_dim], those not yet committed included."""
+        return self._layers[layer]
+
     def packed(self, layer: int) -> KeyValue:
         """Keys and values of one layer, prompts end to end, `capacity` rows each."""
         key, value = self._layers[layer]

@@ -2,16 +2,18 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from specauf.cache import Manifest
 from specauf.cache.target import TargetFiles
 from specauf.drafters.base import Drafter
-from specauf.drafters.config import DrafterConfig
 from specauf.drafters.dflash import DFlashDrafter
+from specauf.drafters.domino import AufOn, DominoConfig, DominoDrafter
+from specauf.drafters.masked import MaskedConfig, MaskedDrafter
+from specauf.drafters.warm_start import continue_from
 from specauf.errors import UserError, unknown_name
 
-_CLASSES: dict[str, type[Drafter]] = {DFlashDrafter.name: DFlashDrafter}
+_CLASSES: dict[str, type[Drafter]] = {kind.name: kind for kind in (DFlashDrafter, DominoDrafter, MaskedDrafter)}
 
 
 def build_drafter(name: str, config: dict[str, Any]) -> Drafter:
@@ -59,7 +61,8 @@ class DFlashSpec(DrafterSpec):
         head_dim: the target's when null.
         intermediate_size: the target's when null.
         activation_checkpointing: recompute layers in the backward pass, to save memory.
-        init: a z-lab directory to start from instead of random weights; it decides all of the shape.
+        init: a run, a checkpoint, a z-lab or a speculators directory to start from instead of random weights; it
+            decides the shape, except for block size, taps and mask token, which must agree.
     """
 
     name = "dflash"
@@ -87,51 +90,151 @@ class DFlashSpec(DrafterSpec):
             "intermediate_size": intermediate_size,
         }
 
-    def build(self, manifest: Manifest, target: TargetFiles) -> DFlashDrafter:
+    def build(self, manifest: Manifest, target: TargetFiles) -> Drafter:
         """The drafter for a cache's target.
 
         Raises:
             UserError: the cache has no features, or `init` is another target's.
         """
-        identity = manifest.identity
-        if identity.features == "none":
-            raise UserError(
-                "features: none in the cache, the dflash drafter needs them; train DRAFTER=masked, or rebuild the cache"
-            )
-        config = DrafterConfig.from_target(
-            target.config,
-            block_size=self.block_size,
-            taps=identity.taps,
-            mask_token_id=identity.mask_token_id,
-            feature_dim=identity.sketch_rank if identity.features == "sketch" else None,
-            vocab_size=identity.vocab_size,
-            **self.sizes,
-        )
+        fresh = self._fresh(manifest, target)
         if self.init is None:
-            return DFlashDrafter(config, activation_checkpointing=self.activation_checkpointing)
-        drafter = DFlashDrafter.from_pretrained(self.init)
-        check_same_target(self.init, drafter.config, config)
+            return fresh
+        drafter = continue_from(self.init, fresh, target)
         drafter.activation_checkpointing = self.activation_checkpointing
         return drafter.train()
 
+    def _fresh(self, manifest: Manifest, target: TargetFiles) -> Drafter:
+        config = DFlashDrafter.config_class.from_target(target.config, **self._settings(manifest))
+        return DFlashDrafter(config, activation_checkpointing=self.activation_checkpointing)
 
-def check_same_target(directory: Path, found: DrafterConfig, expected: DrafterConfig) -> None:
-    """Refuse a checkpoint that was made for something else than this cache.
-
-    Raises:
-        UserError: naming the first field that differs, with both values.
-    """
-    for name in (
-        "hidden_size",
-        "vocab_size",
-        "num_target_layers",
-        "taps",
-        "feature_dim",
-        "mask_token_id",
-        "block_size",
-    ):
-        if getattr(found, name) != getattr(expected, name):
+    def _settings(self, manifest: Manifest) -> dict[str, Any]:
+        identity = manifest.identity
+        if identity.features == "none":
             raise UserError(
-                f"{name}: {getattr(found, name)} in {directory}, {getattr(expected, name)} in the cache and config; "
-                "use the cache of that drafter's target, or change the config"
+                f"features: none in the cache, the {self.name} drafter needs them; train DRAFTER=masked, or rebuild "
+                "the cache"
             )
+        return self.sizes | {
+            "block_size": self.block_size,
+            "taps": identity.taps,
+            "mask_token_id": identity.mask_token_id,
+            "feature_dim": identity.sketch_rank if identity.features == "sketch" else None,
+            "vocab_size": identity.vocab_size,
+        }
+
+
+class DominoSpec(DFlashSpec):
+    """A Domino drafter for the cache's target; `init` may also be a DFlash drafter, its head then starts fresh.
+
+    Args:
+        gru_hidden_dim: width of the recurrent state.
+        emb_dim: rank of the correction.
+        pure_draft_prefix_len: drafted slots that are not corrected.
+        auf_on: where a loss cuts at the first failure: base (the base branch alone, the final one over the whole
+            block: the best in Spec-AUF's ablation), shared (both at the base branch's failure), own (each at its own).
+        base_start: share of the base branch's loss at the start.
+        base_ratio: share of the run after which it has gone, linearly.
+        more: those of `DFlashSpec`.
+    """
+
+    name = "domino"
+
+    def __init__(
+        self,
+        num_hidden_layers: int = 2,
+        block_size: int = 16,
+        num_attention_heads: int | None = None,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        intermediate_size: int | None = None,
+        activation_checkpointing: bool = False,
+        init: Path | None = None,
+        gru_hidden_dim: int = 1024,
+        emb_dim: int = 256,
+        pure_draft_prefix_len: int = 1,
+        auf_on: AufOn = "base",
+        base_start: float = 1.0,
+        base_ratio: float = 1.0,
+    ) -> None:
+        super().__init__(
+            num_hidden_layers,
+            block_size,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            intermediate_size,
+            activation_checkpointing,
+            init,
+        )
+        if auf_on not in get_args(AufOn):
+            raise unknown_name("drafter auf_on", auf_on, get_args(AufOn))
+        if not 0 <= base_start <= 1:
+            raise UserError(f"base_start: {base_start} found, 0..1 expected: the base branch's share of the loss")
+        if not 0 < base_ratio <= 1:
+            raise UserError(f"base_ratio: {base_ratio} found, above 0 and at most 1 expected: a share of the run")
+        self.head: dict[str, Any] = {
+            "gru_hidden_dim": gru_hidden_dim,
+            "emb_dim": emb_dim,
+            "pure_draft_prefix_len": pure_draft_prefix_len,
+        }
+        self.auf_on, self.base_start, self.base_ratio = auf_on, base_start, base_ratio
+
+    def _fresh(self, manifest: Manifest, target: TargetFiles) -> Drafter:
+        config = DominoConfig.from_target(target.config, **self._settings(manifest), **self.head)
+        return DominoDrafter(
+            config,
+            activation_checkpointing=self.activation_checkpointing,
+            auf_on=self.auf_on,
+            base_start=self.base_start,
+            base_ratio=self.base_ratio,
+        )
+
+
+class MaskedSpec(DFlashSpec):
+    """A drafter without features for the cache's target, with any kind of cache.
+
+    Args:
+        num_encoder_layers: causal layers over the tokens, which stand in for the target's features.
+        more: those of `DFlashSpec`.
+    """
+
+    name = "masked"
+    needs_features = False
+
+    def __init__(
+        self,
+        num_hidden_layers: int = 2,
+        block_size: int = 16,
+        num_attention_heads: int | None = None,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        intermediate_size: int | None = None,
+        activation_checkpointing: bool = False,
+        init: Path | None = None,
+        num_encoder_layers: int = 2,
+    ) -> None:
+        super().__init__(
+            num_hidden_layers,
+            block_size,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            intermediate_size,
+            activation_checkpointing,
+            init,
+        )
+        self.encoder: dict[str, Any] = {"num_encoder_layers": num_encoder_layers}
+
+    def _fresh(self, manifest: Manifest, target: TargetFiles) -> Drafter:
+        identity = manifest.identity
+        config = MaskedConfig.from_target(
+            target.config,
+            block_size=self.block_size,
+            taps=(),
+            mask_token_id=identity.mask_token_id,
+            feature_dim=0,
+            vocab_size=identity.vocab_size,
+            **self.sizes,
+            **self.encoder,
+        )
+        return MaskedDrafter(config, activation_checkpointing=self.activation_checkpointing)

@@ -19,7 +19,16 @@ from transformers import (
 )
 
 from specauf.data.batch import BlockBatch, BlockTargets
-from specauf.drafters import DFlashDrafter, DrafterConfig, TargetVocabulary
+from specauf.drafters import (
+    DFlashDrafter,
+    DominoConfig,
+    DominoDrafter,
+    Drafter,
+    DrafterConfig,
+    MaskedConfig,
+    MaskedDrafter,
+    TargetVocabulary,
+)
 
 VOCAB, MASK, BLOCK, TAPS = 61, 60, 6, (0, 2)
 _SHAPE: dict[str, Any] = {
@@ -57,6 +66,23 @@ def tiny_config(target: Any, **changes: Any) -> DrafterConfig:
 def tiny_dflash(target: Any, **changes: Any) -> DFlashDrafter:
     """A random drafter whose layers do something at once."""
     drafter = DFlashDrafter(tiny_config(target, **changes))
+    for parameter in drafter.parameters():
+        torch.nn.init.normal_(parameter, mean=0.0 if parameter.ndim > 1 else 1.0, std=0.2)
+    return drafter.eval()
+
+
+def tiny_drafter(kind: str, target: Any, **changes: Any) -> Drafter:
+    """A random drafter of a kind, whose layers do something at once."""
+    text = target.config.to_dict()
+    settings: dict[str, Any] = {"taps": TAPS, "mask_token_id": MASK, "block_size": BLOCK}
+    drafter: Drafter
+    if kind == "dflash":
+        drafter = DFlashDrafter(DrafterConfig.from_target(text, **settings | changes))
+    elif kind == "domino":
+        head = {"gru_hidden_dim": 12, "emb_dim": 8}
+        drafter = DominoDrafter(DominoConfig.from_target(text, **settings | head | changes))
+    else:
+        drafter = MaskedDrafter(MaskedConfig.from_target(text, **settings | {"taps": (), "feature_dim": 0} | changes))
     for parameter in drafter.parameters():
         torch.nn.init.normal_(parameter, mean=0.0 if parameter.ndim > 1 else 1.0, std=0.2)
     return drafter.eval()

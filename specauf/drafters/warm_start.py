@@ -1,0 +1,68 @@
+"""Starting from a drafter that exists: its weights, its shape, and the cache's way of giving features."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from specauf.cache.target import TargetFiles
+from specauf.drafters.base import Drafter
+from specauf.drafters.config import DrafterConfig
+from specauf.drafters.dflash import DFlashDrafter
+from specauf.drafters.domino import DominoConfig, DominoDrafter
+from specauf.drafters.sketch import sketch_of
+from specauf.errors import UserError
+
+_SAME = ("hidden_size", "vocab_size", "num_target_layers", "taps", "feature_dim", "mask_token_id", "block_size")
+
+
+def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
+    """The drafter at `init`, ready to go on training on a cache.
+
+    A DFlash drafter may also become the backbone of a Domino drafter. On a cache of sketches `fc` is narrowed to read
+    them.
+
+    Args:
+        init: a run, a checkpoint, a z-lab or a speculators directory.
+        fresh: what would be trained without it: its kind, and the shape that must agree.
+        target: the cache's.
+
+    Raises:
+        UserError: it is of another kind, or another target's.
+    """
+    from specauf.checkpoint import load_drafter  # it reads all kinds of drafters, and so imports this package
+
+    found = load_drafter(init, fresh.config.num_target_layers)
+    sketch = sketch_of(target) if fresh.needs_features else None
+    wanted = replace(fresh.config, feature_dim=fresh.config.raw_feature_dim) if sketch else fresh.config
+    check_same_target(init, found.config, wanted)
+    if isinstance(fresh, DominoDrafter) and type(found) is DFlashDrafter:
+        found = with_domino_head(found, fresh)
+    if type(found) is not type(fresh):
+        raise UserError(f"init: {init} holds a {found.name} drafter, {fresh.name} expected; train DRAFTER={found.name}")
+    if isinstance(found, DominoDrafter) and isinstance(fresh, DominoDrafter):
+        found.auf_on, found.base_start, found.base_ratio = fresh.auf_on, fresh.base_start, fresh.base_ratio
+    if sketch and isinstance(found, DFlashDrafter):
+        return found.unfold_sketch(sketch)
+    return found
+
+
+def with_domino_head(backbone: DFlashDrafter, fresh: DominoDrafter) -> DominoDrafter:
+    """A Domino drafter with the layers of a DFlash drafter and the head of another Domino drafter."""
+    head = {name: getattr(fresh.config, name) for name in ("gru_hidden_dim", "emb_dim", "pure_draft_prefix_len")}
+    drafter = DominoDrafter(DominoConfig(**backbone.config.to_dict(), **head))
+    own = {k: v for k, v in fresh.state_dict().items() if k.startswith(("prefix_gru.", "embed_proj."))}
+    drafter.load_state_dict(backbone.state_dict() | own)
+    return drafter
+
+
+def check_same_target(init: Path, found: DrafterConfig, expected: DrafterConfig) -> None:
+    """Refuse a checkpoint that was made for something else than this cache.
+
+    Raises:
+        UserError: naming the first field that differs, with both values.
+    """
+    for name in _SAME:
+        if getattr(found, name) != getattr(expected, name):
+            raise UserError(
+                f"{name}: {getattr(found, name)} in {init}, {getattr(expected, name)} in the cache and config; "
+                "use the cache of that drafter's target, or change the config"
+            )
