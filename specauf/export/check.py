@@ -54,6 +54,9 @@ def check_directory(directory: Path | str, target: TargetFacts | None = None) ->
     problems = list((check_config.speculators if ours else check_config.zlab)(raw, target))
     if not ours and "auto_map" in raw and not (directory / "dflash.py").is_file():
         problems.append(Problem("auto_map", raw["auto_map"], "no entry", "it points at code that is not here"))
+    if (directory / "mask_embedding.pt").exists():
+        why = "vLLM puts it in the place of the target's mask row; remove it"
+        problems.append(Problem("mask_embedding.pt", "a file", "no such file", why))
     with open_weights(directory) as weights:
         config = _shape_config(raw, ours)
         if config is not None:

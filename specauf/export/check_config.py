@@ -67,7 +67,12 @@ def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
     for name, value in (("dflash_config.causal", inner.get("causal")), ("is_causal", raw.get("is_causal"))):
         if value:
             yield Problem(name, value, False, "vLLM and z-lab's package would mask the later slots of a block")
+    if inner.get("use_swa"):
+        yield Problem("dflash_config.use_swa", inner["use_swa"], False, "vLLM would cut every layer to a window")
     depth = raw.get("num_target_layers")
+    if inner.get("num_target_layers", depth) != depth:
+        found = f"{depth} at the top, {inner['num_target_layers']} in dflash_config"
+        yield Problem("num_target_layers", found, "the same in both", "SGLang reads the inner one, z-lab the other")
     if not isinstance(depth, int):
         yield Problem("num_target_layers", depth or _MISSING, "the target's depth", "z-lab's and SGLang's loaders fail")
     yield from _body(raw, "")
@@ -177,6 +182,9 @@ def _rope(config: dict[str, Any], prefix: str) -> Iterator[Problem]:
     partial = config.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0
     if partial != 1.0:
         yield Problem(prefix + "partial_rotary_factor", partial, 1.0, "trained with rotation over the whole head")
+    for name in ("is_neox_style", "rope_is_neox_style"):
+        if config.get(name) is False:
+            yield Problem(prefix + name, False, "true or no entry", "vLLM and SGLang would rotate interleaved pairs")
 
 
 def _block(size: Any, mask: Any, vocabulary: Any) -> Iterator[Problem]:

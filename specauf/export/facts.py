@@ -97,7 +97,7 @@ class TargetFacts:
             num_hidden_layers=text["num_hidden_layers"],
             vocab_size=text["vocab_size"] if vocab_size is None else vocab_size,
             rope_theta=None if theta is None else float(theta),
-            architectures=tuple(config.get("architectures") or ()),
+            architectures=tuple(config.get("architectures") or _causal_lm(config.get("model_type"))),
             model_type=str(text.get("model_type", "")),
             taps=None if taps is None else tuple(taps),
             mask_token_id=mask_token_id,
@@ -105,6 +105,14 @@ class TargetFacts:
             embedding_scale=scale,
             logit_softcap=softcap,
         )
+
+
+def _causal_lm(model_type: str | None) -> tuple[str, ...]:
+    """The class name that transformers gives a family's causal LM: a config read from a GGUF file names none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # a table of names
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type or "")
+    return (name,) if isinstance(name, str) else ()
 
 
 def _scales(text: dict[str, Any], rows: Tensor | None) -> tuple[float, float | None]:

@@ -205,9 +205,11 @@ def _with_defaults(inner: dict[str, Any]) -> dict[str, Any]:
     kind = inner.get("model_type", "qwen3")
     try:
         full = AutoConfig.for_model(kind, **{k: v for k, v in inner.items() if k != "model_type"}).to_dict()
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"transformer_layer_config.model_type: {kind!r} is not known to transformers, 'qwen3' expected"
+            f"transformer_layer_config: transformers refuses it as a {kind!r} config ({reason}); a whole "
+            "'qwen3' config expected"
         ) from error
     found: dict[str, Any] = full
     return found
