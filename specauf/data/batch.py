@@ -1,5 +1,6 @@
 """The two records that flow from the cache to the drafter and the loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -29,12 +30,16 @@ class BlockTargets:
 
     def __getitem__(self, rows: slice | Tensor) -> "BlockTargets":
         """The targets of some blocks, by slice, mask or indices."""
-        return BlockTargets(*(None if v is None else v[rows] for v in (getattr(self, f.name) for f in fields(self))))
+        return self._each(lambda value: value[rows])
 
     def to(self, device: torch.device | str) -> "BlockTargets":
         """The same on another device."""
+        return self._each(lambda value: value.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "BlockTargets":
+        optional = (self.teacher_ids, self.teacher_logprobs, self.head_mass)
         return BlockTargets(
-            *(None if v is None else v.to(device) for v in (getattr(self, f.name) for f in fields(self)))
+            change(self.labels), change(self.valid), *(None if value is None else change(value) for value in optional)
         )
 
 

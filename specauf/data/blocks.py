@@ -87,6 +87,9 @@ def block_targets(
     targets = BlockTargets(torch.from_numpy(labels), torch.from_numpy(valid))
     if not teacher:
         return targets
+    assert document.topk_ids is not None, "the document was read without top-k"
+    assert document.topk_logprobs is not None
+    assert document.head_mass is not None
     # Row t describes the token at t+1, so slot k reads row anchor+k-1; rows are kept only where supervised.
     row_of = np.zeros(len(document.tokens), np.int64)
     row_of[document.row_index] = np.arange(len(document.row_index))
@@ -101,5 +104,16 @@ def block_targets(
 
 
 def _concatenate(parts: Sequence[BlockTargets]) -> BlockTargets:
-    columns = zip(*((p.labels, p.valid, p.teacher_ids, p.teacher_logprobs, p.head_mass) for p in parts), strict=True)
-    return BlockTargets(*(None if column[0] is None else torch.cat(column) for column in columns))
+    return BlockTargets(
+        torch.cat([p.labels for p in parts]),
+        torch.cat([p.valid for p in parts]),
+        _cat_present([p.teacher_ids for p in parts]),
+        _cat_present([p.teacher_logprobs for p in parts]),
+        _cat_present([p.head_mass for p in parts]),
+    )
+
+
+def _cat_present(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """All parts one after another; None when any is missing."""
+    present = [p for p in parts if p is not None]
+    return torch.cat(present) if len(present) == len(parts) else None

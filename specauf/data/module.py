@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, cast
 
 import lightning as L
 from torch.utils.data import DataLoader, Dataset
@@ -9,8 +10,12 @@ from torch.utils.data import DataLoader, Dataset
 from specauf.cache import Cache, Document, open_cache
 from specauf.data.batch import BlockBatch
 from specauf.data.blocks import eligible_anchors, make_block_batch
+from specauf.data.loader import BlockLoader
 from specauf.data.sampler import ShardBatchSampler
 from specauf.errors import UserError
+
+if TYPE_CHECKING:
+    from specauf.module import DrafterModule
 
 
 class CachedDocuments(Dataset[Document]):
@@ -22,8 +27,10 @@ class CachedDocuments(Dataset[Document]):
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Document]:
         """The documents of one batch."""
-        options = {"topk": self.topk, "features": self.features, "shards_in_memory": self.shards_in_memory}
-        return [self.cache.document(n, **options) for n in numbers]
+        return [
+            self.cache.document(n, topk=self.topk, features=self.features, shards_in_memory=self.shards_in_memory)
+            for n in numbers
+        ]
 
 
 class _Collate:
@@ -45,7 +52,9 @@ class CacheDataModule(L.LightningDataModule):
         anchors_per_document: blocks drawn from each document at each visit.
         window: shards mixed at once when shuffling; memory grows with it.
         num_workers: DataLoader processes; 0 reads in the training process.
-        validation_documents: held-out documents to replay at each validation; 0 for all.
+        validation_documents: documents to replay at each validation; 0 for all.
+        max_documents: train on the first so many documents only, to debug; null for all.
+        validate_on: which documents validation replays: those held out, or those trained on (to see overfitting).
         seed: of document order and anchors; default the run's `seed_everything`.
     """
 
@@ -57,18 +66,25 @@ class CacheDataModule(L.LightningDataModule):
         window: int = 4,
         num_workers: int = 0,
         validation_documents: int = 64,
+        max_documents: int | None = None,
+        validate_on: Literal["held_out", "train"] = "held_out",
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        for name, value in (("num_workers", num_workers), ("validation_documents", validation_documents)):
+            if value < 0:
+                raise UserError(f"data.{name} is {value}: give at least 0")
         for name, value in (
             ("batch_size", batch_size),
             ("anchors_per_document", anchors_per_document),
             ("window", window),
+            ("max_documents", 1 if max_documents is None else max_documents),
         ):
             if value < 1:
                 raise UserError(f"data.{name} is {value}: give at least 1")
         self.url, self.batch_size, self.anchors_per_document = cache, batch_size, anchors_per_document
         self.window, self.num_workers, self.validation_documents = window, num_workers, validation_documents
+        self.max_documents, self.validate_on = max_documents, validate_on
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self._cache: Cache | None = None
 
@@ -93,26 +109,38 @@ class CacheDataModule(L.LightningDataModule):
             raise UserError(
                 f"cache {self.url} has no training document with two supervised tokens in a row: build it from answers"
             )
+        left = sum(map(len, by_shard)) if self.max_documents is None else self.max_documents
+        for number, shard in enumerate(by_shard):
+            by_shard[number] = shard[:left]
+            left -= len(by_shard[number])
         return [s for s in by_shard if s]
 
-    def train_dataloader(self) -> DataLoader:
+    @property
+    def _model(self) -> "DrafterModule":
+        assert self.trainer is not None
+        return cast("DrafterModule", self.trainer.lightning_module)
+
+    def train_dataloader(self) -> BlockLoader:
         """Batches of blocks, shuffled anew each epoch."""
         assert self.trainer is not None
-        module = self.trainer.lightning_module
+        trainer, module = self.trainer, self._model
+        accumulate = trainer.accumulate_grad_batches
         sampler = ShardBatchSampler(
             self.training_documents(),
             self.batch_size,
             shuffle=True,
             seed=self.seed,
             window=self.window,
-            rank=self.trainer.global_rank,
-            world=self.trainer.world_size,
+            accumulate=accumulate,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
         )
-        documents = sum(len(s) for s in sampler.shards)
-        if documents < self.batch_size * self.trainer.world_size:
+        documents, step = sum(len(s) for s in sampler.shards), self.batch_size * trainer.world_size * accumulate
+        if documents < step:
             raise UserError(
-                f"cache {self.url} has {documents} training documents, a step needs data.batch_size x ranks = "
-                f"{self.batch_size * self.trainer.world_size}: lower --data.batch_size"
+                f"data.batch_size: a step of {self.batch_size} documents x {trainer.world_size} ranks x {accumulate} "
+                f"accumulated batches needs {step} documents, cache {self.url} has {documents} for training: "
+                "lower --data.batch_size"
             )
         collate = _Collate(
             sampler,
@@ -122,24 +150,38 @@ class CacheDataModule(L.LightningDataModule):
             teacher=module.needs_teacher,
             features=module.needs_features,
         )
-        return DataLoader(
-            CachedDocuments(self.cache, self.window, topk=module.needs_teacher, features=module.needs_features),
-            batch_sampler=sampler,
+        return BlockLoader(
+            sampler,
+            current_epoch=lambda: trainer.current_epoch,
+            identity={
+                "cache": self.cache.fingerprint,
+                "data.batch_size": self.batch_size,
+                "data.anchors_per_document": self.anchors_per_document,
+                "data.window": self.window,
+                "data.seed": self.seed,
+                "data.max_documents": self.max_documents,
+                "number of ranks": trainer.world_size,
+                "trainer.accumulate_grad_batches": accumulate,
+            },
+            dataset=CachedDocuments(self.cache, self.window, topk=module.needs_teacher, features=module.needs_features),
             collate_fn=collate,
             num_workers=self.num_workers,
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Held-out documents, whole, for exact replay."""
+        """Documents whole, for exact replay; held-out ones unless the run debugs overfitting."""
         assert self.trainer is not None
-        numbers = [
-            n
-            for shard in range(self.cache.num_shards)
-            for n, mask in self.cache.loss_masks(shard, split="held_out")
-            if len(eligible_anchors(mask))
-        ]
+        if self.validate_on == "train":
+            numbers = [n for shard in self.training_documents() for n in shard]
+        else:
+            numbers = [
+                n
+                for shard in range(self.cache.num_shards)
+                for n, mask in self.cache.loss_masks(shard, split="held_out")
+                if len(eligible_anchors(mask))
+            ]
         if not numbers:
-            raise UserError(f"cache {self.url} has no held-out document: rebuild it with --held-out-share above 0")
+            raise UserError(f"cache {self.url} has no held-out document: rebuild it with --held_out above 0")
         if self.validation_documents:
             numbers = numbers[: self.validation_documents]
         sampler = ShardBatchSampler(
@@ -152,7 +194,7 @@ class CacheDataModule(L.LightningDataModule):
             world=self.trainer.world_size,
         )
         return DataLoader(
-            CachedDocuments(self.cache, self.window, topk=False, features=self.trainer.lightning_module.needs_features),
+            CachedDocuments(self.cache, self.window, topk=False, features=self._model.needs_features),
             batch_sampler=sampler,
             collate_fn=_as_is,
         )

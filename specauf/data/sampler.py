@@ -18,7 +18,8 @@ class ShardBatchSampler(Sampler[list[int]]):
         shuffle: off gives the order of the cache.
         seed: of the order.
         window: shards mixed at once; more mixes better and needs more memory.
-        drop_last: leave out the last, incomplete batch of an epoch.
+        drop_last: leave out the last, incomplete step of an epoch.
+        accumulate: batches of a step, so that an epoch has the same steps however they are cut into batches.
         rank: which slice of each global batch.
         world: number of slices.
     """
@@ -32,18 +33,20 @@ class ShardBatchSampler(Sampler[list[int]]):
         seed: int,
         window: int = 4,
         drop_last: bool = True,
+        accumulate: int = 1,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.shards = [np.asarray(s, np.int64) for s in shards]
         self.batch_size, self.shuffle, self.seed, self.window = batch_size, shuffle, seed, window
+        self.accumulate = accumulate
         self.drop_last, self.rank, self.world = drop_last, rank, world
         self.epoch = 0
         self.skip = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's order; Lightning calls this at every epoch."""
-        self.epoch = epoch
+    def start_at(self, epoch: int, skip: int = 0) -> None:
+        """Choose the epoch, and how many of its batches the next iteration leaves out."""
+        self.epoch, self.skip = epoch, skip
 
     def order(self) -> np.ndarray:
         """All document numbers in this epoch's order."""
@@ -56,7 +59,9 @@ class ShardBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         documents, step = sum(len(s) for s in self.shards), self.batch_size * self.world
-        return documents // step if self.drop_last else -(-documents // step)
+        if self.drop_last:
+            return documents // (step * self.accumulate) * self.accumulate
+        return -(-documents // step)
 
     def __iter__(self) -> Iterator[list[int]]:
         order, step = self.order(), self.batch_size * self.world

@@ -36,28 +36,54 @@ class StepMean:
     """The exact mean over all micro-batches and ranks of one optimizer step.
 
     A mean of micro-batch means depends on how the step is cut, because a loss such as AUF has a different denominator
-    in each. So: call `backward` on what `add` returns (plain sums), and `finish` before clipping and stepping.
+    in each. So every micro-batch is divided by the first one's denominator, and `finish` corrects the summed gradient
+    by (first denominator) / (all denominators). With one micro-batch there is nothing to correct.
     """
 
     def __init__(self) -> None:
-        self._sums: tuple[Tensor, Tensor] | None = None
+        self._first: Tensor | None = None
+        self._total: Tensor | None = None
+        self._weight: Tensor | None = None
 
     def add(self, numerator: Float[Tensor, ""], denominator: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Take in one micro-batch; returns what to call `backward` on."""
-        new = numerator.detach(), denominator.detach().to(numerator)
-        self._sums = new if self._sums is None else (self._sums[0] + new[0], self._sums[1] + new[1])
-        return numerator
-
-    def finish(self, parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
-        """Turn the summed gradients (averaged over ranks, as DDP does) into the mean's; returns the mean.
+        """Take in one micro-batch; returns what to call `backward` on.
 
         A collective: every rank must call it.
         """
-        assert self._sums is not None, "finish() before any add()"
-        total, weight = _sum_over_ranks(*self._sums)
-        self._sums = None
-        factor = _world_size() / weight
+        both = torch.stack([numerator.detach(), denominator.detach().to(numerator)])
+        if _world_size() > 1:
+            dist.all_reduce(both)
+        if self._first is None or self._total is None or self._weight is None:
+            self._first = torch.where(both[1] > 0, both[1], torch.ones_like(both[1]))
+            self._total, self._weight = both[0], both[1]
+        else:
+            self._total, self._weight = self._total + both[0], self._weight + both[1]
+        return numerator * (_world_size() / self._first)
+
+    @property
+    def value(self) -> Float[Tensor, ""]:
+        """The mean over all ranks and the micro-batches so far; 0 when none has any weight."""
+        assert self._total is not None, "no micro-batch was added"
+        assert self._weight is not None
+        return self._total / self._weight.clamp_min(torch.finfo(self._weight.dtype).tiny)
+
+    def finish(self, parameters: Iterable[nn.Parameter], divided_by: int = 1) -> Float[Tensor, ""]:
+        """Turn the summed gradients (averaged over ranks, as DDP does) into the mean's, and start anew.
+
+        Args:
+            parameters: whose gradients to correct.
+            divided_by: what each micro-batch's loss was divided by before its backward pass; Lightning divides by
+                `accumulate_grad_batches`.
+
+        Returns:
+            The mean.
+        """
+        value, first, weight = self.value, self._first, self._weight
+        assert first is not None
+        assert weight is not None
+        self._first = self._total = self._weight = None
+        factor = torch.where(weight > 0, divided_by * first / weight.clamp_min(torch.finfo(weight.dtype).tiny), 1.0)
         for parameter in parameters:
             if parameter.grad is not None:
-                parameter.grad *= factor.to(parameter.grad.dtype)
-        return total / weight
+                parameter.grad *= factor.to(parameter.grad)
+        return value

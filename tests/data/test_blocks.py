@@ -19,7 +19,7 @@ def cache(tmp_path_factory):
 
 
 def batch(cache, numbers, **changes):
-    options = dict(block_size=BLOCK, anchors_per_document=4, seed=0, epoch=0, teacher=True) | changes
+    options = {"block_size": BLOCK, "anchors_per_document": 4, "seed": 0, "epoch": 0, "teacher": True} | changes
     return make_block_batch([cache.document(n) for n in numbers], **options)
 
 

@@ -19,7 +19,7 @@ def sampler(sizes, batch_size=2, **options):
 @given(shards_strategy, st.integers(1, 3), st.integers(0, 2), st.integers(1, 3))
 def test_an_epoch_reads_every_document_once(sizes, window, epoch, batch_size):
     s = sampler(sizes, batch_size, window=window, drop_last=False)
-    s.set_epoch(epoch)
+    s.start_at(epoch)
     batches = list(s)
     assert len(batches) == len(s)
     assert sorted(n for b in batches for n in b) == list(range(sum(sizes)))
@@ -41,7 +41,7 @@ def test_dropping_the_last_batch_drops_only_an_incomplete_one():
 def test_epochs_and_seeds_differ_and_repeat():
     first, again, other = sampler([20]), sampler([20]), sampler([20], seed=4)
     assert list(first) == list(again) != list(other)
-    again.set_epoch(1)
+    again.start_at(1)
     assert list(first) != list(again)
 
 
@@ -55,6 +55,6 @@ def test_a_window_keeps_few_shards_in_play():
 def test_skipping_goes_on_where_an_epoch_was_left():
     whole = list(sampler([10]))
     s = sampler([10])
-    s.skip = 3
+    s.start_at(0, skip=3)
     assert list(s) == whole[3:]
     assert list(s) == whole

@@ -1,0 +1,80 @@
+"""The DataLoader of training: it knows its place in the data, so that a run goes on exactly where it was."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from specauf.data.batch import BlockBatch
+from specauf.data.sampler import ShardBatchSampler
+from specauf.errors import UserError
+
+
+class BlockLoader(DataLoader[BlockBatch]):
+    """Batches of blocks whose position is kept in checkpoints.
+
+    Lightning sets the epoch of a `sampler` only, and only after it has asked for the first iterator, when workers have
+    read ahead already. So the epoch is asked for here, at each new iterator. The position counts batches that were
+    handed out, not those that workers hold ready.
+
+    Args:
+        sampler: order of the documents.
+        current_epoch: the epoch that starts now.
+        identity: what a position is valid for: batch size, ranks, seed, cache. Compared when a run is resumed.
+        options: of `torch.utils.data.DataLoader`.
+
+    Attributes:
+        waited: seconds spent waiting for batches since the loader was made.
+    """
+
+    def __init__(
+        self, sampler: ShardBatchSampler, current_epoch: Callable[[], int], identity: dict[str, Any], **options: Any
+    ) -> None:
+        super().__init__(batch_sampler=sampler, **options)
+        self.order, self.current_epoch, self.identity = sampler, current_epoch, identity
+        self.waited = 0.0
+        self._epoch = self._handed_out = 0
+        self._resume: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[BlockBatch]:  # type: ignore[override]
+        """The epoch's batches, from the resumed position on."""
+        epoch, skip = self._resume or (self.current_epoch(), 0)
+        self._resume = None
+        self._epoch, self._handed_out = epoch, skip
+        self.order.start_at(epoch, skip)
+        # Created here and not at the first `next`: workers start reading at once.
+        return self._hand_out(super().__iter__(), epoch, skip)
+
+    def _hand_out(self, batches: Iterator[BlockBatch], epoch: int, skip: int) -> Iterator[BlockBatch]:
+        handed_out = skip
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self.waited += time.perf_counter() - started
+            handed_out += 1
+            self._epoch, self._handed_out = epoch, handed_out
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it is a position in."""
+        return {"epoch": self._epoch, "batches": self._handed_out, **self.identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved position; an epoch that was read to its end goes on with the next.
+
+        Raises:
+            UserError: it was saved with other data, batches or ranks.
+        """
+        for name, value in self.identity.items():
+            if state.get(name) != value:
+                raise UserError(
+                    f"the checkpoint was written with {name} {state.get(name)}, now {value}: "
+                    "resume with the same settings, or start a new run"
+                )
+        epoch, batches = int(state["epoch"]), int(state["batches"])
+        self._resume = (epoch, batches) if batches < len(self) else (epoch + 1, 0)
