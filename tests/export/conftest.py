@@ -64,7 +64,9 @@ def vocabulary(target) -> TargetVocabulary:
 
 @pytest.fixture(scope="session")
 def facts(target, vocabulary) -> TargetFacts:
-    return TargetFacts.from_config(saved, "the tiny target", taps=TAPS, mask_token_id=MASK, vocabulary=vocabulary)
+    return TargetFacts.from_config(
+        target.config.to_dict(), "the tiny target", taps=TAPS, mask_token_id=MASK, vocabulary=vocabulary
+    )
 
 
 @pytest.fixture(scope="session")

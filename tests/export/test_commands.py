@@ -1,0 +1,241 @@
+"""`specauf export` and `specauf import` as a user runs them, from a run directory that `specauf fit` wrote."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from specauf.cache import open_cache
+from specauf.cli import main
+from specauf.drafters import DFlashDrafter, DominoSpec, MaskedSpec
+from specauf.errors import UserError
+from specauf.export import TargetFacts, export_speculators, export_zlab
+from tests.export.conftest import change, config, same, tensors
+from tests.training.conftest import write_tiny_cache
+
+
+def fit(cache: Path, run: Path) -> Path:
+    """Two steps of training in a process of its own."""
+    code = "import sys; from specauf.cli import main; sys.exit(main())"
+    words = [
+        "fit", "-c", "fit", "--model.loss=auf", f"--data.cache={cache}", f"--trainer.default_root_dir={run}",
+        "--data.batch_size=4", "--data.anchors_per_document=3", "--trainer.max_steps=2", "--trainer.accelerator=cpu",
+    ]  # fmt: skip
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """On a sketch, so that what is exported had to be folded."""
+    return write_tiny_cache(tmp_path_factory.mktemp("cache") / "cache", features="sketch", sketch_rank=24)
+
+
+@pytest.fixture(scope="module")
+def trained(cache, tmp_path_factory) -> Path:
+    return fit(cache, tmp_path_factory.mktemp("runs") / "auf")
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "auf"))
+
+
+def refused(capsys, *words: object) -> str:
+    """The one line that a command ends with."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("to", ["zlab", "speculators"])
+def test_a_run_directory_is_exported_and_checked_against_its_cache(run, cache, tmp_path, capsys, to):
+    out, record = tmp_path / "out", tmp_path / "out.json"
+    assert main(["export", str(run), f"--to={to}", f"--out={out}", f"--json={record}"]) == 0
+    assert f"checked against cache {cache}" in capsys.readouterr().out
+    assert json.loads(record.read_text()) == {
+        "out": str(out), "layout": to, "dtype": "bfloat16", "tensors": 25 if to == "zlab" else 27,
+    }  # fmt: skip
+    assert main(["export", "--check", str(out), f"--cache={cache}"]) == 0
+    assert f"{out}: sound ({to} layout" in capsys.readouterr().out
+    assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    # The sketch's basis is folded: fc reads the raw features that servers have.
+    assert tensors(out)["fc.weight"].shape == (32, 5 * 32)
+
+
+def test_a_checkpoint_file_gives_the_same_weights_as_its_run(run, tmp_path):
+    assert main(["export", str(run), f"--out={tmp_path / 'a'}"]) == 0
+    best = next(run / "checkpoints" / name for name in ("best.ckpt", "final.ckpt", "last.ckpt")
+                if (run / "checkpoints" / name).is_file())  # fmt: skip
+    assert main(["export", str(best), f"--out={tmp_path / 'b'}", "--to", "zlab"]) == 0
+    assert same(tensors(tmp_path / "a"), tensors(tmp_path / "b"))
+
+
+def test_the_card_says_what_the_run_was(run, tmp_path):
+    evaluation = {
+        "target": "tiny", "benchmark": {"name": "humaneval", "prompts": 32, "max_new_tokens": 128},
+        "environment": {"date": "2026-11-24"},
+        "runs": {"auf": {"tau_pooled": 2.345, "tau_pooled_95": [2.1, 2.5], "tau_per_prompt": 2.4}},
+    }  # fmt: skip
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    assert main(["export", str(run), f"--out={tmp_path / 'out'}", "--license=apache-2.0"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert "- Target: tiny/target" in card
+    assert "- Corpus: made-up, answered by the target: 24 documents" in card
+    assert "AcceptUntilFail" in card.split("- Objective: ")[1].splitlines()[0]
+    assert "- Optimizer steps: 2" in card
+    measured = next(line for line in card.splitlines() if line.startswith("- 2.345"))
+    assert "`specauf evaluate auf --target tiny --benchmark humaneval --limit 32 --max_new_tokens 128`" in measured
+    assert "2026-11-24" in measured
+    for words in ("DFlashDraftModel.from_pretrained", "vllm serve", "sglang.launch_server", "convert_hf_to_gguf.py"):
+        assert words in card
+    # Nothing of the machine it was trained on.
+    assert str(tmp_path) not in card
+    assert str(run.parent) not in card
+
+
+def test_a_card_admits_what_was_not_measured_or_not_said(run, tmp_path):
+    assert main(["export", str(run), f"--out={tmp_path / 'out'}"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Not measured." in card
+    assert "license: unknown" in card
+    assert "not stated (set with `--license`)" in card
+
+
+def test_speculators_card_shows_only_what_reads_that_layout(run, cache, tmp_path):
+    assert main(["export", str(run), "--to=speculators", f"--out={tmp_path / 'out'}"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "vllm serve" in card
+    assert "this directory holds the target's embedding and head" in card
+    for words in ("sglang", "convert_hf_to_gguf"):
+        assert words not in card
+
+
+def test_an_import_is_compared_with_the_cache_and_keeps_its_precision(run, cache, tmp_path, capsys):
+    assert main(["export", str(run), "--to=speculators", f"--out={tmp_path / 's'}", "--dtype=float32"]) == 0
+    assert main(["import", str(tmp_path / "s"), f"--out={tmp_path / 'ours'}", f"--cache={cache}"]) == 0
+    capsys.readouterr()
+    DFlashDrafter.from_pretrained(tmp_path / "ours")
+    assert config(tmp_path / "ours")["dtype"] == "float32"
+
+
+def test_check_lists_every_problem_and_fails(run, cache, tmp_path, capsys):
+    out, record = tmp_path / "out", tmp_path / "check.json"
+    assert main(["export", str(run), f"--out={out}"]) == 0
+
+    def spoil(raw, weights):
+        del raw["rope_theta"]
+        raw["dflash_config"]["causal"] = True
+
+    change(out, spoil)
+    capsys.readouterr()
+    assert main(["export", "--check", str(out), f"--cache={cache}", f"--json={record}"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"error: {out}: 2 problems; export it again with `specauf export`\n"
+    assert len(printed.out.splitlines()) == 2
+    found = json.loads(record.read_text())
+    assert {p["field"] for p in found["problems"]} == {"rope_theta", "dflash_config.causal"}
+
+
+def test_refusals_are_one_line_and_leave_nothing(run, cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("specauf.export.hub.get_token", lambda: None)
+    checkpoint = next((run / "checkpoints").glob("*.ckpt"))
+    place = tmp_path / "place"
+    place.mkdir()
+    out = place / "out"
+
+    def edited(name, edit):
+        content = torch.load(checkpoint, weights_only=True)
+        edit(content)
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(checkpoint.read_bytes()[:5000])
+    text = tmp_path / "text.ckpt"
+    text.write_text("not a checkpoint")
+    later = edited("later.ckpt", lambda c: c["specauf"].update(format=2))
+    foreign = edited("foreign.ckpt", lambda c: c.pop("specauf"))
+    incomplete = edited("incomplete.ckpt", lambda c: c["state_dict"].pop("drafter.norm.weight"))
+    field = edited("field.ckpt", lambda c: c["specauf"]["config"].update(novel=1))
+    broken = edited("broken.ckpt", lambda c: c["state_dict"]["drafter.norm.weight"].fill_(torch.nan))
+    given = ("--out", out, f"--cache={cache}")
+    for source, says in (
+        (cut, "it is damaged or not a checkpoint"),
+        (text, "it is damaged or not a checkpoint"),
+        (later, "format 2 found, 1 expected; another version of specauf wrote it"),
+        (foreign, "was not written by `specauf fit`"),
+        (incomplete, "config and weights do not make a dflash drafter"),
+        (field, "unknown fields ['novel']; written by another version of specauf"),
+        (broken, "norm.weight: holds numbers that are not finite"),
+        (tmp_path / "nowhere", "does not exist"),
+        (cache, "holds no drafter"),
+    ):
+        assert says in refused(capsys, "export", source, *given)
+    assert "exports never write over anything" in refused(capsys, "export", run, "--out", place)
+    assert "no token found: run `hf auth login`" in refused(capsys, "export", run, *given, "--push-to-hub=owner/name")
+    assert "is no repository id" in refused(capsys, "export", run, *given, "--push-to-hub=a/b/c")
+    assert "--out are needed" in refused(capsys, "export", run)
+    assert "both given, one expected" in refused(capsys, "export", run, *given, "--target=x")
+    assert "to" in refused(capsys, "export", run, *given, "--to=gguf")
+    assert list(place.iterdir()) == []
+
+
+def test_an_upload_that_fails_keeps_the_export(run, tmp_path, capsys, monkeypatch):
+    import huggingface_hub
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("specauf.export.hub.get_token", lambda: "token")
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", offline)
+    out = tmp_path / "out"
+    says = refused(capsys, "export", run, f"--out={out}", "--push-to-hub=owner/name")
+    assert f"no route to host); the export is whole in {out}" in says
+    assert main(["export", "--check", str(out)]) == 0
+
+
+def test_an_upload_sends_the_directory(run, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    sent = {}
+    monkeypatch.setattr("specauf.export.hub.get_token", lambda: "token")
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo, **_: sent.update(made=repo))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **said: sent.update(said))
+    assert main(["export", str(run), f"--out={tmp_path / 'out'}", "--push-to-hub=owner/name"]) == 0
+    assert (sent["made"], sent["repo_id"], sent["folder_path"]) == ("owner/name", "owner/name", tmp_path / "out")
+    assert "uploaded https://huggingface.co/owner/name" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [DominoSpec, MaskedSpec])
+def test_drafters_that_no_server_reads_are_refused_with_what_runs_them(cache, tmp_path, kind):
+    found = open_cache(str(cache))
+    drafter = kind(block_size=6).build(found.manifest, found.target)
+    message = rf"drafter {kind.name}: no server reads this kind, dflash expected; `specauf evaluate` .* decode with it"
+    with pytest.raises(UserError, match=message):
+        export_zlab(drafter, tmp_path / "out")
+    with pytest.raises(UserError, match=message):
+        export_speculators(drafter, tmp_path / "out", target=TargetFacts.from_cache(found, "the cache"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_cache_the_export_says_what_it_could_not_compare(run, tmp_path, capsys):
+    record = json.loads((run / "run.json").read_text()) | {"cache": "/moved/away"}
+    (run / "run.json").write_text(json.dumps(record))
+    assert main(["export", str(run), f"--out={tmp_path / 'out'}"]) == 0
+    assert "rope, taps and vocabulary were not compared: give --cache" in capsys.readouterr().out
+    says = refused(capsys, "export", run, "--to=speculators", f"--out={tmp_path / 's'}")
+    assert "speculators' layout holds the target's embedding and head" in says
