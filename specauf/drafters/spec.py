@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from specauf.cache import Manifest
 from specauf.cache.target import TargetFiles
@@ -166,8 +166,6 @@ class DominoSpec(DFlashSpec):
             activation_checkpointing,
             init,
         )
-        if auf_on not in get_args(AufOn):
-            raise unknown_name("drafter auf_on", auf_on, get_args(AufOn))
         if not 0 <= base_start <= 1:
             raise UserError(f"base_start: {base_start} found, 0..1 expected: the base branch's share of the loss")
         if not 0 < base_ratio <= 1:

@@ -1,13 +1,49 @@
 """The same objective over other slots than it would choose itself: for drafters with more than one branch."""
 
 import copy
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
 from specauf.data.batch import BlockTargets
+from specauf.drafters.base import Branch
 from specauf.objectives.auf import AcceptUntilFail, ExclusiveCut, SoftTail
-from specauf.objectives.objective import Objective
+from specauf.objectives.block_loss import block_loss
+from specauf.objectives.objective import LossOutput, Objective
 from specauf.objectives.weighting import ExponentialDecay, Uniform, WarmUp, Weighting
+
+
+def branch_losses(
+    branches: Iterable[Branch],
+    targets: BlockTargets,
+    objective: Objective,
+    *,
+    step: int = 0,
+    chunk_blocks: int = 32,
+    every_slot: bool = False,
+) -> Iterator[tuple[Branch, LossOutput]]:
+    """The objective on each branch of a drafter, over the slots that the branch asks for.
+
+    Args:
+        branches: the base branch first.
+        targets: what to compare with.
+        objective: on every branch; where one wants the whole block, without its cut at the first failure.
+        step: optimizer step.
+        chunk_blocks: see `block_loss`.
+        every_slot: see `block_loss`.
+    """
+    base: Tensor | None = None
+    for branch in branches:
+        chosen = objective if branch.support == "own" else whole_block(objective)
+        some = targets
+        if branch.support == "base":
+            assert base is not None, "the base branch comes first"
+            some = only_on(targets, base)
+        out = block_loss(
+            branch.rows, branch.head, some, chosen, step=step, chunk_blocks=chunk_blocks, every_slot=every_slot
+        )
+        base = out.weights if base is None else base
+        yield branch, out
 
 
 def whole_block(objective: Objective) -> Objective:
