@@ -28,7 +28,12 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         unit = task.fields["unit"]
-        return Text("" if speed is None else f"{speed:,.1f} {unit}/s", style="progress.data.speed")
+        return Text("" if not speed else rate_text(speed, unit), style="progress.data.speed")
+
+
+def rate_text(rate: float, unit: str) -> str:
+    """Units a second, or seconds a unit where those are more than one."""
+    return f"{rate:,.1f} {unit}/s" if rate >= 1 else f"{1 / rate:,.1f} s/{unit.removesuffix('s')}"
 
 
 @contextmanager
@@ -51,7 +56,7 @@ def progress(description: str, total: float | None, *, unit: str = "it", initial
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(description, total=total, completed=initial, unit=unit, note="")
+            task = bar.add_task(description, total=total, completed=int(initial), unit=unit, note="")
 
             def advance_bar(units: float | int = 1, *, note: str = "") -> None:
                 bar.update(task, advance=units, note=note)
@@ -74,10 +79,10 @@ def _line_writer(description: str, total: float | None, unit: str, initial: floa
         if quiet or (now - last < SECONDS_BETWEEN_LINES and not (finished and now - started > 3)):
             return
         last = now
-        rate = (done - initial) / max(now - started, 1e-9)
+        rate = max(done - initial, 1e-9) / max(now - started, 1e-9)
         left = f", {(total - done) / rate:,.0f} s left" if total is not None and rate > 0 and not finished else ""
         of = f"/{total:,.0f}" if total is not None else ""
         end = f"  {note}" if note else ""
-        print(f"{description}: {done:,.0f}{of} {unit}, {rate:,.1f} {unit}/s{left}{end}", file=sys.stderr, flush=True)
+        print(f"{description}: {done:,.0f}{of} {unit}, {rate_text(rate, unit)}{left}{end}", file=sys.stderr, flush=True)
 
     return advance

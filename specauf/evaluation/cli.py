@@ -9,13 +9,12 @@ import torch
 from specauf.cache import open_cache
 from specauf.checkpoint import load_drafter
 from specauf.command import run_function
-from specauf.configs import find_config
 from specauf.errors import UserError
 from specauf.evaluation.benchmarks import load_benchmark
 from specauf.evaluation.report import markdown, plot
 from specauf.evaluation.results import evaluation_record
 from specauf.evaluation.run import evaluate_prompts
-from specauf.targets import TargetConfig, load_target
+from specauf.targets import load_target, resolve_target
 
 
 def evaluate_command(
@@ -42,7 +41,7 @@ def evaluate_command(
     prompts = load_benchmark(benchmark, limit)
     manifest = open_cache(cache).manifest if cache else None
     loaded = {name: load_drafter(path).eval() for name, path in named.items()}
-    model, tokenizer = load_target(TargetConfig.from_yaml(find_config("target", target)))
+    model, tokenizer = load_target(resolve_target(target))
     for name, drafter in loaded.items():
         _check_fits(name, drafter, model)
     out.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,8 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
     left.set_ylabel("tokens a cycle")
     middle.set_title("share of cycles that accept slot k")
     middle.set_xlabel("slot k")
-    middle.set_yscale("log")
+    if any(share > 0 for run in runs.values() for share in run["accepted_per_slot"]):
+        middle.set_yscale("log")
     middle.legend()
     first = runs[names[0]]
     speeds = {"generate": first["generate_tokens_per_second"], "plain": first["baseline_tokens_per_second"]}

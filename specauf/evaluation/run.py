@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from specauf.decoding import DecodeResult, speculative_generate
+from specauf.drafters import Drafter
 from specauf.errors import UserError
 from specauf.evaluation.benchmarks import Prompt
 from specauf.progress import progress
 
 
 def evaluate_prompts(
-    target: nn.Module,
+    target: Any,
     tokenizer: Any,
-    drafters: Mapping[str, nn.Module],
+    drafters: Mapping[str, Drafter],
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
@@ -41,7 +41,7 @@ def evaluate_prompts(
         settings: what else identifies this evaluation.
     """
     key = _key(drafters, max_new_tokens, settings)
-    rows = _finished(rows_file, key)
+    rows = _finished(rows_file, key)[: len(prompts)]
     _warm_up(target, tokenizer, drafters, prompts[0])
     with progress("decoding", len(prompts), unit="prompts", initial=len(rows)) as advance, rows_file.open("a") as out:
         for prompt in prompts[len(rows) :]:
@@ -67,12 +67,12 @@ def stop_tokens(target: Any) -> list[int]:
 
 
 def _decode_prompt(
-    target: Any, tokenizer: Any, drafters: Mapping[str, nn.Module], prompt: Prompt, max_new_tokens: int
+    target: Any, tokenizer: Any, drafters: Mapping[str, Drafter], prompt: Prompt, max_new_tokens: int
 ) -> dict[str, Any]:
     ids = encode(tokenizer, prompt.text)
     stops = stop_tokens(target)
 
-    def decode(drafter: nn.Module | None) -> DecodeResult:
+    def decode(drafter: Drafter | None) -> DecodeResult:
         return speculative_generate(target, drafter, ids, max_new_tokens=max_new_tokens, stop_token_ids=stops)
 
     started = time.perf_counter()
@@ -102,14 +102,14 @@ def _decode_prompt(
     return row
 
 
-def _warm_up(target: Any, tokenizer: Any, drafters: Mapping[str, nn.Module], prompt: Prompt) -> None:
+def _warm_up(target: Any, tokenizer: Any, drafters: Mapping[str, Drafter], prompt: Prompt) -> None:
     """The first calls of a process pay for allocation; keep that out of the first prompt's seconds."""
     ids = encode(tokenizer, prompt.text)
     for drafter in (None, *drafters.values()):
         speculative_generate(target, drafter, ids, max_new_tokens=4)
 
 
-def _key(drafters: Mapping[str, nn.Module], max_new_tokens: int, settings: Mapping[str, Any]) -> str:
+def _key(drafters: Mapping[str, Drafter], max_new_tokens: int, settings: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps([dict(settings), max_new_tokens], sort_keys=True).encode())
     for name, drafter in sorted(drafters.items()):
         digest.update(name.encode())
