@@ -6,7 +6,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim import Optimizer
 
 from specauf.cache import Cache, Document
 from specauf.checkpoint import FORMAT
@@ -16,8 +18,9 @@ from specauf.decoding.replay import replay
 from specauf.drafters import Drafter, DrafterSpec, TargetVocabulary, sketch_of
 from specauf.errors import UserError
 from specauf.metrics import EmittedLength, SlotAcceptance
-from specauf.objectives import Objective, block_loss, global_mean
-from specauf.objectives.support import only_on, whole_block
+from specauf.objectives import Objective, StepMean
+from specauf.objectives.support import branch_losses
+from specauf.resume import check_same_optimizer, check_same_run, restore_rng, rng_state
 from specauf.schedules import Schedule, WarmupCosine
 
 
@@ -32,6 +35,8 @@ class DrafterModule(L.LightningModule):
         head_tokens: train on the rows of the LM head of this many most frequent tokens of the cache's answers; None for
             the whole vocabulary. Decoding always uses the whole head.
         chunk_blocks: blocks whose logits exist at the same time.
+        full_block_every: steps between looks at every slot of the block, to log token accuracy even under a loss that
+            computes only the slots it needs; 0 for never.
     """
 
     def __init__(
@@ -42,13 +47,19 @@ class DrafterModule(L.LightningModule):
         schedule: Schedule = WarmupCosine(),  # noqa: B008  (holds two numbers and no state)
         head_tokens: int | None = None,
         chunk_blocks: int = 64,
+        full_block_every: int = 100,
     ) -> None:
         super().__init__()
+        for name, value, least in (("chunk_blocks", chunk_blocks, 1), ("full_block_every", full_block_every, 0)):
+            if value < least:
+                raise UserError(f"model.{name} is {value}: give at least {least}")
         if head_tokens is not None and head_tokens < 2:
             raise UserError(f"model.head_tokens is {head_tokens}: give at least 2, or null for the whole vocabulary")
         self.objective, self.spec = loss, drafter
         self.optimizer, self.schedule = optimizer, schedule
-        self.head_tokens, self.chunk_blocks = head_tokens, chunk_blocks
+        self.head_tokens, self.chunk_blocks, self.full_block_every = head_tokens, chunk_blocks, full_block_every
+        self._means: list[StepMean] = []
+        self._resumed: dict[str, Any] | None = None
         self.emitted, self.acceptance = EmittedLength(), SlotAcceptance(drafter.block_size - 1)
         self.drafter: Drafter | None = None
 
@@ -84,37 +95,53 @@ class DrafterModule(L.LightningModule):
             self.head_vocabulary = self.vocabulary.restrict(frequent_tokens(cache, self.head_tokens))
 
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
-        """Loss of one batch of blocks; a mean over the supported slots (or blocks) of all ranks."""
+        """Loss of one batch of blocks: a mean over the supported slots (or blocks) of all ranks and the whole step."""
         assert self.drafter is not None
         batch = batch.with_targets(to_head_vocabulary(batch.targets, self.head_vocabulary))
-        loss = torch.zeros((), device=self.device)
-        base_weights = None
-        for branch in self.drafter.branches(batch, self.head_vocabulary, self.progress):
-            objective, targets = self.objective, batch.targets
-            if branch.support != "own":
-                objective = whole_block(objective)
-            if branch.support == "base":
-                assert base_weights is not None
-                targets = only_on(targets, base_weights)
-            out = block_loss(
-                branch.rows, branch.head, targets, objective, step=self.global_step, chunk_blocks=self.chunk_blocks
+        loss, value = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        branches = self.drafter.branches(batch, self.head_vocabulary, self.progress)
+        if len(branches) > 1 and self.trainer.accumulate_grad_batches > 1:
+            # Their denominators differ: no factor makes one exact gradient of their summed gradients.
+            raise UserError(
+                f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches} but the {self.spec.name} "
+                f"drafter has {len(branches)} losses: set it to 1 and raise --data.batch_size or the number of ranks"
             )
-            base_weights = out.weights if base_weights is None else base_weights
-            loss = loss + branch.weight * global_mean(out.numerator, out.denominator)
+        self._means = self._means or [StepMean() for _ in branches]
+        outputs = branch_losses(
+            branches,
+            batch.targets,
+            self.objective,
+            step=self.global_step,
+            chunk_blocks=self.chunk_blocks,
+            every_slot=self.full_block_every > 0 and (self.global_step + 1) % self.full_block_every == 0,
+        )
+        for mean, (branch, out) in zip(self._means, outputs, strict=True):
+            loss = loss + branch.weight * mean.add(out.numerator, out.denominator)
+            value = value + branch.weight * mean.value
             prefix = "train/" if branch.name == "base" else f"train/{branch.name}_"
             self.log_dict({prefix + name: value for name, value in out.summary().items()})
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx}, documents "
-                f"{', '.join(map(str, batch.doc_ids))}: lower the learning rate, or check with cache-builder verify"
-            )
-        self.log("train/loss", loss, prog_bar=True)
+        self._where = f"step {self.global_step}, batch {batch_idx}, documents {', '.join(map(str, batch.doc_ids))}"
+        self._check_finite("the loss", value)
+        self.log("train/loss", value, prog_bar=True)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Blocks go to the device; whole documents stay as they are, replay moves what it packs."""
-        return batch.to(device) if isinstance(batch, BlockBatch) else batch
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make the gradients those of the whole step's mean, before they are clipped."""
+        assert self.drafter is not None
+        for mean in self._means:
+            mean.finish(self.drafter.parameters(), divided_by=self.trainer.accumulate_grad_batches)
+        self._means = []
+        norm = torch.nn.utils.get_total_norm(p.grad for p in self.drafter.parameters() if p.grad is not None)
+        self._check_finite("the gradient's norm", norm)
+        self.log("train/grad_norm", norm)
+
+    def _check_finite(self, what: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            raise UserError(
+                f"{what} is {value.item()} at {self._where}: lower --model.optimizer.init_args.lr, or look for damage "
+                "with cache-builder verify; the last checkpoint is from before"
+            )
 
     @property
     def progress(self) -> float:
@@ -140,6 +167,8 @@ class DrafterModule(L.LightningModule):
         """The injected optimizer over the trainable parameters, with the schedule over the run's length."""
         assert self.drafter is not None
         optimizer = self.optimizer([p for p in self.drafter.parameters() if p.requires_grad])
+        if self._resumed is not None:
+            check_same_optimizer(self._resumed["optimizer_states"][0]["param_groups"], optimizer)
         total = int(self.trainer.estimated_stepping_batches)
         return {
             "optimizer": optimizer,
@@ -156,7 +185,23 @@ class DrafterModule(L.LightningModule):
             "config": self.drafter.config.to_dict(),
             "cache_fingerprint": cache.fingerprint,
             "sketch": sketch_of(cache.target) if self.needs_features else None,
+            "rng": rng_state(),
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on only with the cache, drafter and optimizer that the checkpoint is of."""
+        assert self.drafter is not None
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        cache: Cache = self.trainer.datamodule.cache  # type: ignore[attr-defined]
+        check_same_run(checkpoint["specauf"], cache=cache.fingerprint, config=self.drafter.config.to_dict())
+        self._resumed = checkpoint
+
+    def on_train_start(self) -> None:
+        """Put the random generators back; making the data loader's iterator has moved them."""
+        if self._resumed is not None:
+            restore_rng(self._resumed["specauf"]["rng"])
+            self._resumed = None
 
 
 def to_head_vocabulary(targets: BlockTargets, vocabulary: TargetVocabulary) -> BlockTargets:

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from specauf.errors import UserError
+
 
 class Schedule(ABC):
     """Turns an optimizer and the run's length into a per-step scheduler."""
@@ -24,6 +26,7 @@ class WarmupCosine(Schedule):
     """
 
     def __init__(self, warmup: float = 0.04, floor: float = 0.0) -> None:
+        _check_shares(warmup=warmup, floor=floor)
         self.warmup, self.floor = warmup, floor
 
     def build(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
@@ -49,6 +52,7 @@ class WarmupStableDecay(Schedule):
     """
 
     def __init__(self, warmup: float = 0.04, decay: float = 0.2, floor: float = 0.0) -> None:
+        _check_shares(warmup=warmup, decay=decay, floor=floor)
         self.warmup, self.decay, self.floor = warmup, decay, floor
 
     def build(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
@@ -60,3 +64,26 @@ class WarmupStableDecay(Schedule):
             return min(1.0, (step + 1) / rise, self.floor + (1 - self.floor) * max(0.0, min(1.0, left)))
 
         return LambdaLR(optimizer, factor)
+
+
+class Constant(Schedule):
+    """Linear warm-up, then the optimizer's rate to the end; the run's length need not be known.
+
+    Args:
+        warmup_steps: optimizer steps spent warming up.
+    """
+
+    def __init__(self, warmup_steps: int = 0) -> None:
+        if warmup_steps < 0:
+            raise UserError(f"schedule warmup_steps is {warmup_steps}: give at least 0")
+        self.warmup_steps = warmup_steps
+
+    def build(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
+        """The scheduler of a run of any length."""
+        return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps)))
+
+
+def _check_shares(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"schedule {name} is {value}: give 0 to 1")

@@ -1,6 +1,8 @@
 """`specauf fit` and `specauf validate`: LightningCLI, with one-line errors and a run directory of its own."""
 
+import errno
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -10,8 +12,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from specauf.callbacks import Checkpoints, SaveProvenance, Throughput, TrainingProgress
+from specauf.callbacks import Checkpoints, SaveProvenance, Summary, Throughput, TrainingProgress
 from specauf.cli import default_run_directory
 from specauf.command import one_line
 from specauf.data.module import CacheDataModule
@@ -36,6 +40,10 @@ class TrainingCLI(LightningCLI):
         keep = ("fit", "validate")
         return {name: args for name, args in LightningCLI.subcommands().items() if name in keep}
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Every run keeps checkpoints; how often is `--checkpoints.every_n_steps`."""
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+
     def before_instantiate_classes(self) -> None:
         """Name the run directory and refuse to mix two runs in it."""
         config = self.config[self.subcommand]
@@ -55,11 +63,12 @@ class TrainingCLI(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         root = config.default_root_dir
         if config.logger in (None, True) and not config.fast_dev_run:
+            _keep_metrics(Path(root))
             kwargs["logger"] = [CSVLogger(root, name="", version=""), TensorBoardLogger(root, name="", version="logs")]
         own: list[Callback] = list(config.callbacks or [])
         defaults: list[Callback] = [TrainingProgress(), Throughput()]
         if self.subcommand == "fit" and not config.fast_dev_run:
-            defaults.append(Checkpoints(f"{root}/checkpoints", validates=config.limit_val_batches != 0))
+            defaults.append(Summary())
         kinds = tuple(type(c) for c in own)
         kwargs["callbacks"] = own + [c for c in defaults if not isinstance(c, kinds)]
         return super().instantiate_trainer(**kwargs)
@@ -73,15 +82,37 @@ def main(argv: list[str]) -> None:
     """
     _quiet()
     sys.argv = [sys.argv[0], *argv]
-    TrainingCLI(
-        DrafterModule,
-        CacheDataModule,
-        save_config_callback=SaveProvenance,
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        parser_class=OneLineParser,
-        auto_configure_optimizers=False,
-    )
+    try:
+        TrainingCLI(
+            DrafterModule,
+            CacheDataModule,
+            save_config_callback=SaveProvenance,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=OneLineParser,
+            auto_configure_optimizers=False,
+        )
+    except SIGTERMException as stopped:
+        print("terminated: run the same command with --ckpt_path=RUN/checkpoints/last.ckpt to go on", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from stopped
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise UserError(
+            f"trainer.default_root_dir: writing failed ({error.strerror}); the last checkpoint is whole: free some "
+            "space and go on with --ckpt_path=RUN/checkpoints/last.ckpt"
+        ) from error
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@rank_zero_only
+def _keep_metrics(root: Path) -> None:
+    """Move a resumed run's `metrics.csv` aside: Lightning's CSVLogger deletes what it finds."""
+    found = root / "metrics.csv"
+    if found.exists():
+        found.rename(root / f"metrics-{len(list(root.glob('metrics-*.csv'))) + 1}.csv")
 
 
 def _quiet() -> None:
@@ -91,7 +122,8 @@ def _quiet() -> None:
     for message in (
         ".*does not have many workers.*",  # one process reads faster than the drafter trains
         ".*Checkpoint directory .* exists and is not empty.*",  # so it does when a run is resumed
-        ".*isinstance\\(treespec, LeafSpec\\) is deprecated.*",  # Lightning's own
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own
         ".*smaller than the logging interval.*",
+        ".*Experiment logs directory .* exists and is not empty.*",  # what it would delete was moved aside
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,34 +1,76 @@
-"""Checkpoints: the best tau, and always the state training ended in."""
+"""Checkpoints: the best tau, and always a recent state to go on from."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from specauf.errors import UserError
 
 
 class Checkpoints(ModelCheckpoint):
-    """Keeps `best.ckpt` by validation tau and `last.ckpt`.
+    """Keeps `best.ckpt` by validation tau (`final.ckpt` in a run that does not validate) and `last.ckpt`.
 
-    Lightning saves at validation only; a run that ends by `max_steps` in mid-epoch would lose its last steps.
+    `last.ckpt` is written every `every_n_steps` steps, at each validation, at the end of training, and when the process
+    is asked to end (SIGTERM, which SLURM sends before it kills).
 
     Args:
-        directory: where the checkpoints go.
-        validates: the run validates; without it `final.ckpt` takes the place of `best.ckpt`.
+        every_n_steps: optimizer steps between writes of `last.ckpt`; what a kill -9 costs at most.
+        directory: where they go; `checkpoints` in the run directory when null.
     """
 
-    def __init__(self, directory: str, *, validates: bool) -> None:
+    def __init__(self, every_n_steps: int = 500, directory: str | None = None) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"checkpoints.every_n_steps is {every_n_steps}: give at least 1")
         super().__init__(
             dirpath=directory,
-            filename="best" if validates else "final",
-            monitor="val/tau" if validates else None,
+            filename="best",
+            monitor="val/tau",
             mode="max",
             save_last=True,
             enable_version_counter=False,
         )
+        self.every_n_steps = every_n_steps
+        self._last_step_of_ours = -1
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the run directory, and whether there is a tau to choose by."""
+        if self.dirpath is None:
+            self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        if trainer.limit_val_batches == 0:
+            self.monitor, self.filename = None, "final"
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A resumed run has its last step saved."""
+        super().on_train_start(trainer, pl_module)
+        self._last_step_of_ours = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when a step has just been made that is a multiple of `every_n_steps`."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step % self.every_n_steps == 0:
+            self._save_now(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the end of training if it was not saved already."""
         super().on_train_end(trainer, pl_module)
-        if self._last_global_step_saved != trainer.global_step:
-            assert self.dirpath is not None
-            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+        self._save_now(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save when asked to end between two steps; after any other exception the state may be half changed."""
+        between_steps = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
+        if isinstance(exception, SIGTERMException) and between_steps:
+            self._save_now(trainer)
+
+    def _save_now(self, trainer: L.Trainer) -> None:
+        # Not `_last_global_step_saved` alone: setting it would keep Lightning from saving `best.ckpt` at this step.
+        if trainer.global_step in (self._last_step_of_ours, self._last_global_step_saved) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        assert self.dirpath is not None
+        trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+        self._last_step_of_ours = trainer.global_step

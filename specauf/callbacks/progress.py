@@ -17,6 +17,7 @@ class TrainingProgress(ProgressBar):
         self._stack = ExitStack()
         self._advance: Advance | None = None
         self._enabled = True
+        self._shown_steps = 0
 
     def disable(self) -> None:
         """Show nothing; Lightning calls this on ranks other than the first."""
@@ -28,6 +29,7 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar at the step training goes on from."""
+        self._shown_steps = trainer.global_step
         if self._enabled:
             total = trainer.estimated_stepping_batches
             self._advance = self._stack.enter_context(
@@ -35,12 +37,13 @@ class TrainingProgress(ProgressBar):
             )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """One step further."""
+        """Show the optimizer steps made; an accumulated batch makes none."""
         if self._advance is not None:
             shown = {
                 name: float(trainer.callback_metrics[key]) for name, key in _SHOWN if key in trainer.callback_metrics
             }
-            self._advance(1, note="  ".join(f"{name} {value:.3f}" for name, value in shown.items()))
+            made, self._shown_steps = trainer.global_step - self._shown_steps, trainer.global_step
+            self._advance(made, note="  ".join(f"{name} {value:.3f}" for name, value in shown.items()))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""

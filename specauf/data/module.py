@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from specauf.cache import Cache, Document, open_cache
@@ -87,6 +88,8 @@ class CacheDataModule(L.LightningDataModule):
         self.max_documents, self.validate_on = max_documents, validate_on
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self._cache: Cache | None = None
+        self._loader: BlockLoader | None = None
+        self._position: dict[str, Any] | None = None
 
     @property
     def cache(self) -> Cache:
@@ -150,7 +153,7 @@ class CacheDataModule(L.LightningDataModule):
             teacher=module.needs_teacher,
             features=module.needs_features,
         )
-        return BlockLoader(
+        self._loader = BlockLoader(
             sampler,
             current_epoch=lambda: trainer.current_epoch,
             identity={
@@ -167,6 +170,26 @@ class CacheDataModule(L.LightningDataModule):
             collate_fn=collate,
             num_workers=self.num_workers,
         )
+        if self._position is not None:
+            self._loader.load_state_dict(self._position)
+            self._position = None
+        return self._loader
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Blocks go to the device; whole documents stay as they are, replay moves what it packs."""
+        return batch.to(device) if isinstance(batch, BlockBatch) else batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the training data, for the checkpoint."""
+        return {} if self._loader is None else {"position": self._loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember a checkpoint's position for the loader to come.
+
+        Lightning would hand it to the loader itself, but too late: asking for the run's length, as a schedule must,
+        makes the loader before the loops are restored.
+        """
+        self._position = state_dict.get("position")
 
     def val_dataloader(self) -> DataLoader:
         """Documents whole, for exact replay; held-out ones unless the run debugs overfitting."""

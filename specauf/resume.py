@@ -1,0 +1,76 @@
+"""What a resumed run must have in common with the run that wrote its checkpoint, checked field by field.
+
+Lightning restores the optimizer's settings from the checkpoint, so a flag such as the learning rate would be ignored
+without a word. Here it is refused instead.
+"""
+
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from specauf.errors import UserError
+
+_SKIPPED = ("params", "lr", "initial_lr")
+
+
+def check_same_run(about: dict[str, Any], *, cache: str, config: dict[str, Any]) -> None:
+    """Refuse to go on with another cache or another drafter.
+
+    Args:
+        about: what the checkpoint says under the key `specauf`.
+        cache: fingerprint of the cache that is open now.
+        config: of the drafter that was built now.
+
+    Raises:
+        UserError: naming the first field that differs, with both values.
+    """
+    if about["cache_fingerprint"] != cache:
+        raise UserError(
+            f"--ckpt_path: its run read the cache {about['cache_fingerprint'][:12]}, data.cache is {cache[:12]}: give "
+            "that cache, or start a new run from the exported drafter with --model.drafter.init_args.init=DIRECTORY"
+        )
+    for name, value in config.items():
+        saved = about["config"].get(name)
+        # A checkpoint's tuples come back as they went in, JSON's as lists.
+        if (list(saved) if isinstance(saved, tuple) else saved) != (list(value) if isinstance(value, tuple) else value):
+            raise UserError(
+                f"--ckpt_path: its drafter has {name} {saved}, model.drafter gives {value}: resume with the run's own "
+                "config.yaml, or start a new run"
+            )
+
+
+def check_same_optimizer(saved: list[dict[str, Any]], optimizer: Optimizer) -> None:
+    """Refuse optimizer settings that resuming would silently replace by those of the checkpoint.
+
+    Args:
+        saved: parameter groups of the checkpoint's optimizer.
+        optimizer: as it was made now.
+
+    Raises:
+        UserError: naming the first setting that differs, with both values.
+    """
+    for before, now in zip(saved, optimizer.param_groups, strict=False):
+        wanted = {"lr": (before.get("initial_lr", before["lr"]), now["lr"])}
+        wanted |= {n: (before.get(n), v) for n, v in now.items() if n not in _SKIPPED}
+        for name, (old, new) in wanted.items():
+            if old != new and not isinstance(new, torch.Tensor):
+                raise UserError(
+                    f"--ckpt_path: its optimizer has {name} {old}, model.optimizer gives {new}: resume with the same "
+                    "value, or start a new run"
+                )
+
+
+def rng_state() -> dict[str, torch.Tensor]:
+    """States of torch's generators; all other randomness of a run is a function of (seed, epoch, document)."""
+    found = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def restore_rng(state: dict[str, torch.Tensor]) -> None:
+    """Put torch's generators back to a saved state."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

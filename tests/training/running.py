@@ -1,0 +1,49 @@
+"""Running `specauf fit` in this process or in one of its own, and reading what it logged."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from specauf.cli import main
+
+FIT = "import sys; from specauf.cli import main; sys.exit(main())"
+
+
+def arguments(cache: Path, run: Path, *options: str) -> list[str]:
+    return [
+        "fit", "-c", "fit", f"--data.cache={cache}", f"--trainer.default_root_dir={run}", "--data.batch_size=4",
+        "--data.anchors_per_document=3", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", *options,
+    ]  # fmt: skip
+
+
+def fit_here(cache: Path, run: Path, *options: str) -> int:
+    """In this process; returns the exit status."""
+    argv, seed = sys.argv, os.environ.get("PL_GLOBAL_SEED")
+    try:
+        return main(arguments(cache, run, *options))
+    finally:
+        sys.argv = argv
+        if seed is None:
+            os.environ.pop("PL_GLOBAL_SEED", None)
+        else:
+            os.environ["PL_GLOBAL_SEED"] = seed
+
+
+def fit(cache: Path, run: Path, *options: str, code: str = FIT) -> subprocess.CompletedProcess:
+    """In a process of its own, as users run it."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments(cache, run, *options)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def logged(run: Path, name: str = "train/loss") -> dict[int, float]:
+    """A metric of a run by step (0-based)."""
+    with (run / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}

@@ -1,0 +1,114 @@
+"""A run that was stopped in mid-epoch goes on as if it had not been."""
+
+import json
+
+import pytest
+import torch
+
+from tests.training.conftest import write_tiny_cache
+from tests.training.running import fit, fit_here, logged
+
+STEPS, STOP = 11, 7  # 4 steps an epoch: the stop is in mid-epoch, the last save before it as well
+STOPPED = f"""
+import os, signal, sys
+from specauf.callbacks import Throughput
+from specauf.cli import main
+end = Throughput.on_train_batch_end
+def stop(self, trainer, *rest):
+    end(self, trainer, *rest)
+    if trainer.global_step == {STOP}:
+        os.kill(os.getpid(), signal.SIGNAL)
+Throughput.on_train_batch_end = stop
+sys.exit(main())
+"""
+OPTIONS = ("--model.loss=auf-warmup", "--model.loss.weighting.warmup_steps=9", "--checkpoints.every_n_steps=3",
+           f"--trainer.max_steps={STEPS}")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_cache, tmp_path_factory):
+    run = tmp_path_factory.mktemp("unbroken")
+    assert fit_here(tiny_cache, run, *OPTIONS) == 0
+    return run
+
+
+def weights(run, name="last"):
+    return torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("signal", "status", "saved"), [("SIGKILL", -9, 6), ("SIGTERM", 143, STOP)])
+def test_the_remaining_losses_are_those_of_the_unbroken_run(
+    tiny_cache, tmp_path, unbroken, signal, status, saved, workers
+):
+    options = (*OPTIONS, f"--data.num_workers={workers}")
+    stopped = fit(tiny_cache, tmp_path, *options, code=STOPPED.replace("SIGNAL", signal))
+    assert stopped.returncode == status, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    last = tmp_path / "checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == saved
+    assert not (tmp_path / "summary.json").exists()
+    assert fit_here(tiny_cache, tmp_path, *options, f"--ckpt_path={last}") == 0
+    for name in ("train/loss", "train/lr", "train/grad_norm", "train/support_ratio"):
+        rest = {step: value for step, value in logged(unbroken, name).items() if step >= saved}
+        assert logged(tmp_path, name) == rest
+        assert len(rest) == STEPS - saved
+    assert all(torch.equal(v, weights(unbroken)[k]) for k, v in weights(tmp_path).items())
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == STEPS
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_a_finished_run_goes_on_from_the_end_of_its_epoch(tiny_cache, tmp_path, unbroken, steps):
+    """With the schedule of the longer run from the start, for the factor depends on the run's length."""
+    constant = ("--model.schedule.class_path=specauf.schedules.Constant",)
+    assert fit_here(tiny_cache, tmp_path / "whole", *OPTIONS, *constant) == 0
+    run = tmp_path / "parts"
+    assert fit_here(tiny_cache, run, *OPTIONS, *constant, f"--trainer.max_steps={steps}") == 0
+    resume = (*OPTIONS, *constant, f"--ckpt_path={run}/checkpoints/last.ckpt")
+    assert fit_here(tiny_cache, run, *resume) == 0
+    whole = logged(tmp_path / "whole")
+    assert logged(run) == {step: whole[step] for step in range(steps, STEPS)}
+    assert len(list(run.glob("metrics-*.csv"))) == 1
+
+
+def test_epochs_differ_in_order_and_anchors(unbroken):
+    """With a rate of nearly nothing, equal batches would give equal losses."""
+    losses = logged(unbroken)
+    assert len({round(losses[step], 4) for step in range(STEPS)}) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--model.optimizer.init_args.lr=0.5"], "optimizer has lr 0.0006, model.optimizer gives 0.5"),
+        (["--data.batch_size=2"], "data.batch_size 4, now 2"),
+        (["--data.seed=5"], "data.seed 0, now 5"),
+        (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches 1, now 2"),
+        (["--model.drafter.num_hidden_layers=1"], "num_hidden_layers 2, model.drafter gives 1"),
+    ],
+)
+def test_nothing_is_silently_replaced_by_the_checkpoint(tiny_cache, tmp_path, unbroken, capsys, options, says):
+    resume = (*OPTIONS, *options, f"--ckpt_path={unbroken}/checkpoints/last.ckpt", "--trainer.max_steps=12")
+    assert fit_here(tiny_cache, tmp_path, *resume) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_another_cache_is_refused(tmp_path, unbroken, capsys):
+    other = write_tiny_cache(tmp_path / "other", documents=16, corpus={"name": "another"})
+    assert fit_here(other, tmp_path / "run", *OPTIONS, f"--ckpt_path={unbroken}/checkpoints/last.ckpt") == 2
+    err = capsys.readouterr().err
+    assert "its run read the cache" in err
+    assert err.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_is_one_line(tiny_cache, tmp_path, unbroken, capsys):
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes((unbroken / "checkpoints/last.ckpt").read_bytes()[:1000])
+    assert fit_here(tiny_cache, tmp_path / "run", *OPTIONS, f"--ckpt_path={broken}") == 2
+    err = capsys.readouterr().err
+    assert "broken.ckpt" in err
+    assert err.count("\n") == 1
+    assert fit_here(tiny_cache, tmp_path / "run", *OPTIONS, f"--ckpt_path={tmp_path}/none.ckpt") == 2
+    assert "none.ckpt" in capsys.readouterr().err
