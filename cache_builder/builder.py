@@ -63,6 +63,7 @@ class Build:
             UserError: the directory holds another cache.
         """
         place = Location(self.config.out)
+        place.sweep()
         files = place.files() if place.exists() else {}
         if not {MANIFEST, IDENTITY} & files.keys() and committed_shards(self.config.out, self.identity):
             # The manifest was lost or thrown away; the commit records say that the shards are this build's.

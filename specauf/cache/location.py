@@ -144,6 +144,13 @@ class Location:
         with contextlib.suppress(FileNotFoundError):
             filesystem.rm(f"{root}/{name}", recursive=True)
 
+    def sweep(self) -> None:
+        """Delete temporary files of killed writers on a local disk; only for who holds the directory's lock."""
+        if self.local is not None:
+            for path in self.local.rglob("*"):
+                if _TEMPORARY.search(path.name):
+                    path.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def as_local(self, objects: Mapping[str, bytes]) -> Iterator[Path]:
         """A local directory with these objects: this one when it is local, else a temporary copy of `objects`."""

@@ -1,0 +1,88 @@
+"""A process that has everything imported and forks a builder for each line it is asked with, to be killed.
+
+    python -m tests.builder.nursery
+
+Each line of standard input is JSON: `build`, the fields of a `BuildConfig`, and how the builder ends: by itself, by SIGKILL
+after `seconds`, or by SIGKILL when it stores its `nth` object whose name matches `pattern`, at a `moment` of that:
+`empty` (a temporary file is there), `half` (half of its bytes are), `whole` (all of them), `renamed` (it has its name).
+Answers with a line of JSON for each: `status`, what `waitpid` says, and the builder's `seconds`.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from typing import Any
+
+import torch
+
+from cache_builder.config import BuildConfig
+from cache_builder.driver import build
+from specauf.targets import TargetConfig
+
+
+def die() -> None:
+    """End as a killed process does: no clean-up runs."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at(pattern: str, nth: int, moment: str) -> None:
+    """Die at a moment of the nth matching object; every object is flushed once, and then its directory is."""
+    flush, seen, named = os.fsync, 0, False
+
+    def fsync(descriptor: int) -> None:
+        nonlocal seen, named
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        name = re.sub(r"\.tmp-\d+$", "", path)
+        if named:
+            die()
+        if name != path and re.search(pattern, name):
+            seen += 1
+            if seen == nth:
+                if moment == "renamed":
+                    named = True
+                else:
+                    size = os.fstat(descriptor).st_size
+                    os.ftruncate(descriptor, {"empty": 0, "half": size // 2, "whole": size}[moment])
+                    die()
+        flush(descriptor)
+
+    os.fsync = fsync  # type: ignore[assignment]
+
+
+def run(order: dict[str, Any]) -> None:
+    """A builder's whole life."""
+    os.dup2(2, 1)
+    if "pattern" in order:
+        kill_at(order["pattern"], order["nth"], order["moment"])
+    settings = order["build"]
+    target = settings.pop("target")
+    build(BuildConfig(TargetConfig(**target | {"taps": tuple(target["taps"])}), **settings))
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    torch.set_num_threads(1)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order, started = json.loads(line), time.monotonic()
+        child = os.fork()
+        if child == 0:
+            try:
+                run(order)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        if "seconds" in order:
+            time.sleep(order["seconds"])
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        print(json.dumps({"status": status, "seconds": time.monotonic() - started}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Killed builders: SIGKILL at random moments of every kind of writing; the next run ends in the bytes of an unbroken one."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cache_builder.writer import committed_shards
+from specauf.cache import open_cache, verify
+from specauf.cache.location import Location
+from specauf.cache.reader import IDENTITY
+from specauf.cache.schema import Identity, from_json
+from specauf.errors import UserError
+from tests.builder.conftest import digests, make_target, make_tokenizer, write_jsonl
+from tests.builder.test_build import config
+
+Nursery = Callable[..., dict[str, Any]]
+RANDOM = random.Random(20261124)
+# Kinds of objects, how many of each a build stores, and how often a builder dies at one of them.
+KINDS = {
+    "data": (r"\.zarr/", 46, 6),
+    "commit record": (r"/shard-\d+\.json$", 2, 4),
+    "manifest": (r"/manifest\.json$", 1, 4),
+    "target": (r"/target/|/target\.json$", 5, 3),
+    "identity": (r"/(identity|build)\.json$", 2, 2),
+}
+MOMENTS = ("empty", "half", "whole", "renamed")
+PLANNED = [
+    (kind, pattern, RANDOM.randint(1, count), MOMENTS[(i + len(kind)) % 4])
+    for kind, (pattern, count, deaths) in KINDS.items()
+    for i in range(deaths)
+]
+# The default run kills one builder in each of the three kinds that matter most.
+FIRST = {kind: next(i for i, death in enumerate(PLANNED) if death[0] == kind) for kind in list(KINDS)[:3]}
+TIMED = [RANDOM.uniform(0.02, 0.98) for _ in range(7)]
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.builder.nursery"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    stdin, stdout = process.stdin, process.stdout
+
+    def ask(settings: dict[str, Any], **how: Any) -> dict[str, Any]:
+        stdin.write(json.dumps({"build": settings, **how}) + "\n")
+        stdin.flush()
+        answer: dict[str, Any] = json.loads(stdout.readline())
+        return answer
+
+    yield ask
+    stdin.close()
+    assert process.wait(timeout=60) == 0
+    stdout.close()
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of a build of two shards, as JSON, without `out`."""
+    folder = tmp_path_factory.mktemp("kill")
+    make_target().save_pretrained(folder / "tiny")
+    make_tokenizer().save_pretrained(folder / "tiny")
+    corpus = write_jsonl(folder / "corpus.jsonl", [{"prompt": f"number {i}"} for i in range(8)])
+    changes = {"max_new_tokens": 6, "documents_per_shard": 4, "features": "int8", "held_out": 0.5}
+    found = asdict(config(folder / "tiny", corpus, folder, **changes))
+    del found["out"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def unbroken(nursery: Nursery, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Digests of every object of a build that nobody disturbed, and the seconds it took."""
+    out = tmp_path_factory.mktemp("unbroken") / "cache"
+    answer = nursery(settings | {"out": str(out)})
+    assert answer["status"] == 0
+    return digests(out), answer["seconds"]
+
+
+def expect_no_half_truth(cache: Path) -> None:
+    """A reader of what a killed builder left gets whole data or one line that says what is wrong."""
+    try:
+        found = open_cache(str(cache))
+    except UserError as error:
+        assert "unfinished" in str(error) or "holds no manifest.json" in str(error) or "does not exist" in str(error)
+    else:
+        assert verify(found) == []
+    if (cache / IDENTITY).exists():
+        who = from_json(Identity, (cache / IDENTITY).read_bytes(), IDENTITY)
+        for record in committed_shards(str(cache), who).values():
+            stored = Location(str(cache / f"{record.name}.zarr")).files()
+            assert stored == {name: entry.bytes for name, entry in record.objects.items()}
+
+
+def expect_the_same_in_the_end(nursery: Nursery, settings: dict[str, Any], expected: dict[str, str]) -> None:
+    cache = Path(settings["out"])
+    expect_no_half_truth(cache)
+    assert nursery(settings)["status"] == 0
+    assert digests(cache) == expected
+    assert not list(cache.rglob("*.tmp-*")), "what killed writers left is swept away"
+    assert not (cache / "builder.lock").exists()
+
+
+def test_the_deaths_are_many_and_of_every_kind() -> None:
+    assert len(PLANNED) + len(TIMED) >= 20
+    assert {kind for kind, *_ in PLANNED} == set(KINDS)
+    assert {moment for *_, moment in PLANNED} == set(MOMENTS)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "nth", "moment"),
+    [
+        pytest.param(*how, id=f"{kind}-{how[1]}-{how[2]}", marks=() if i in FIRST.values() else pytest.mark.slow)
+        for i, (kind, *how) in enumerate(PLANNED)
+    ],
+)
+def test_killed_while_an_object_is_written(
+    nursery: Nursery,
+    settings: dict[str, Any],
+    unbroken: Any,
+    tmp_path: Path,
+    pattern: str,
+    nth: int,
+    moment: str,
+) -> None:
+    here = settings | {"out": str(tmp_path / "cache")}
+    assert nursery(here, pattern=pattern, nth=nth, moment=moment)["status"] == signal.SIGKILL
+    expect_the_same_in_the_end(nursery, here, unbroken[0])
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_at_random_times(
+    nursery: Nursery, settings: dict[str, Any], unbroken: Any, tmp_path: Path
+) -> None:
+    here = settings | {"out": str(tmp_path / "cache")}
+    killed = 0
+    for share in TIMED:
+        killed += nursery(here, seconds=share * unbroken[1])["status"] == signal.SIGKILL
+        expect_no_half_truth(tmp_path / "cache")
+    assert killed > len(TIMED) // 2, "a builder that finished early cannot be killed"
+    expect_the_same_in_the_end(nursery, here, unbroken[0])
