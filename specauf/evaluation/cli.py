@@ -1,80 +1,154 @@
 """`specauf evaluate` and `specauf report`."""
 
+import csv
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from specauf.cache import open_cache
 from specauf.checkpoint import load_drafter
 from specauf.command import run_function
+from specauf.decoding.rules import Sampling
+from specauf.drafters import Drafter
 from specauf.errors import UserError
-from specauf.evaluation.benchmarks import load_benchmark
-from specauf.evaluation.report import markdown, plot
-from specauf.evaluation.results import evaluation_record
+from specauf.evaluation.benchmarks import benchmark_name, load_benchmark
+from specauf.evaluation.compare import join
+from specauf.evaluation.page import html
+from specauf.evaluation.plots import figures, overview
+from specauf.evaluation.report import markdown
+from specauf.evaluation.results import FORMAT, evaluation_record
 from specauf.evaluation.run import evaluate_prompts
+from specauf.evaluation.settings import make_settings
 from specauf.targets import load_target, resolve_target
+
+EVALUATION = "evaluation.json"
+CURVES = ("train/tau", "train/support_ratio", "train/support_accuracy", "train/token_accuracy", "val/tau")
 
 
 def evaluate_command(
     drafters: list[str],
     target: str = "smollm2-135m",
-    benchmark: str = "humaneval",
+    benchmarks: list[str] = ["humaneval"],  # noqa: B006  (read only, and shown by --help)
     limit: int | None = None,
     max_new_tokens: int = 128,
+    temperatures: list[float] = [0.0],  # noqa: B006
+    top_k: int | None = None,
+    top_p: float | None = None,
+    sampling: Sampling = "rejection",
+    block_sizes: list[int | None] = [None],  # noqa: B006
+    seed: int = 0,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    device: str = "cpu",
     cache: str | None = None,
     out: Path = Path("runs/evaluation"),
+    json: Path | None = None,
 ) -> None:
-    """Decode a benchmark with the real target, with each drafter and without, and write OUT/evaluation.json.
+    """Decode benchmarks with the real target, with each drafter and without, and write OUT/evaluation.json.
 
     Args:
-        drafters: run directories, checkpoints or z-lab directories; NAME=PATH to report one under another name.
-        target: a config in configs/target, or a YAML file.
-        benchmark: humaneval, or a JSONL file with a `turns` or `prompt` field.
-        limit: decode the first so many prompts.
+        drafters: run directories, checkpoints, z-lab or speculators directories; NAME=PATH names one in the report.
+        target: a config in configs/target, a YAML file, a model directory or a hub id.
+        benchmarks: humaneval, gsm8k, math500, mbpp, mt-bench, alpaca; a JSONL or Parquet file with a `turns` or
+            `prompt` field; NAME=FILE for one of these sets from a file.
+        limit: decode the first so many prompts of each.
         max_new_tokens: length of an answer.
+        temperatures: decode once at each; 0 is greedy.
+        top_k: above temperature 0, sample among the k most probable tokens.
+        top_p: above temperature 0, sample among the most probable tokens that hold this mass.
+        sampling: rejection, or greedy-draft as z-lab's clients do.
+        block_sizes: decode once with each; null is the trained one.
+        seed: of sampling.
+        dtype: what the target computes in; its config's when not given.
+        device: where to decode.
         cache: the cache the drafters were trained on, to describe it in the report.
         out: directory for evaluation.jsonl (a line a prompt, resumed) and evaluation.json.
+        json: write the record to this file too.
     """
-    named = dict(_named_path(text) for text in drafters)
-    prompts = load_benchmark(benchmark, limit)
+    named = _named_paths(drafters)
+    prompts = {benchmark_name(name): load_benchmark(name, limit) for name in benchmarks}
+    settings = make_settings(max_new_tokens, temperatures, block_sizes, top_k, top_p, sampling, seed)
     manifest = open_cache(cache).manifest if cache else None
+    config = resolve_target(target)
+    config = config if dtype is None else replace(config, dtype=dtype)
     loaded = {name: load_drafter(path).eval() for name, path in named.items()}
-    model, tokenizer = load_target(resolve_target(target))
+    _check_blocks(loaded, block_sizes)
+    model, tokenizer = load_target(config, device=device)
     for name, drafter in loaded.items():
-        _check_fits(name, drafter, model)
+        check_fits(name, drafter, model)
+        drafter.to(device, getattr(torch, config.dtype))
     out.mkdir(parents=True, exist_ok=True)
-    with torch.inference_mode():
-        rows = evaluate_prompts(
-            model,
-            tokenizer,
-            loaded,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            rows_file=out / "evaluation.jsonl",
-            settings={"target": target, "benchmark": benchmark},
-        )
-    slots = {name: drafter.config.block_size - 1 for name, drafter in loaded.items()}
-    record = evaluation_record(
-        rows[: len(prompts)], slots, manifest, target=target, benchmark=benchmark, max_new_tokens=max_new_tokens
+    rows = evaluate_prompts(
+        model,
+        tokenizer,
+        loaded,
+        prompts,
+        settings,
+        rows_file=out / "evaluation.jsonl",
+        identity={"target": target, "dtype": config.dtype},
     )
-    (out / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
-    for name, run in record["runs"].items():
+    record = evaluation_record(
+        rows,
+        {name: drafter.config.slots for name, drafter in loaded.items()},
+        manifest,
+        target=target,
+        dtype=config.dtype,
+        training={name: curves for name, path in named.items() if (curves := training_curves(path))},
+    )
+    write_json(record, out / EVALUATION, json)
+    for part in record["parts"]:
+        _print_part(part)
+    print(f"lossless: {record['lossless']}; written {out}/{EVALUATION}")
+
+
+def write_json(record: dict[str, Any], *files: Path | None) -> None:
+    """Write a record to each file that is given."""
+    for file in files:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _print_part(part: dict[str, Any]) -> None:
+    print(f"{part['benchmark']['name']}, {part['benchmark']['setting']}, {part['benchmark']['prompts']} prompts")
+    for name, run in part["runs"].items():
         print(
-            f"{name}: emitted length {run['tau_pooled']:.3f} pooled, {run['tau_per_prompt']:.3f} per prompt; "
+            f"  {name}: emitted length {run['tau_pooled']:.3f} pooled, {run['tau_per_prompt']:.3f} per prompt; "
             f"{run['tokens_per_second']:.1f} tokens/s, plain {run['baseline_tokens_per_second']:.1f}"
         )
-    print(f"lossless: {record['lossless']}; written {out}/evaluation.json")
 
 
-def _named_path(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    return (name, Path(path)) if equals else (Path(text).name, Path(text))
+def _named_paths(drafters: Sequence[str]) -> dict[str, Path]:
+    if not drafters:
+        raise UserError("drafters: none given, at least one expected: name run directories or drafter directories")
+    named: dict[str, Path] = {}
+    for text in drafters:
+        name, equals, path = text.partition("=")
+        name, place = (name, Path(path)) if equals else (Path(text).resolve().name, Path(text))
+        if name in named:
+            raise UserError(f"drafters: two are called {name}: give them names, NAME={place}")
+        named[name] = place
+    return named
 
 
-def _check_fits(name: str, drafter: Any, model: Any) -> None:
-    config, target = drafter.config, model.config
+def _check_blocks(drafters: dict[str, Drafter], block_sizes: Sequence[int | None]) -> None:
+    for name, drafter in drafters.items():
+        trained = drafter.config.block_size
+        for block in block_sizes:
+            if block is not None and not 2 <= block <= trained:
+                raise UserError(f"block_sizes: {block} found, 2 to {trained} expected (drafter {name})")
+
+
+def check_fits(name: str, drafter: Drafter, model: Any) -> None:
+    """Refuse a drafter of another target.
+
+    Raises:
+        UserError: naming the field that differs, with both values.
+    """
+    config, target = drafter.config, model.config.get_text_config()
     for field, ours, theirs in (
         ("hidden_size", config.hidden_size, target.hidden_size),
         ("num_target_layers", config.num_target_layers, target.num_hidden_layers),
@@ -87,25 +161,63 @@ def _check_fits(name: str, drafter: Any, model: Any) -> None:
             )
 
 
-def report_command(evaluation: Path, out: Path | None = None) -> None:
-    """Write report.md, report.json and report.png from an evaluation.
+def training_curves(run: Path) -> dict[str, dict[str, list[float]]]:
+    """What a run directory logged while training: `step` and `value` of each curve of the report."""
+    file = run / "metrics.csv"
+    if not file.is_file():
+        return {}
+    curves: dict[str, dict[str, list[float]]] = {}
+    with file.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            for name in CURVES:
+                if row.get(name) and row.get("step"):
+                    curve = curves.setdefault(name, {"step": [], "value": []})
+                    curve["step"].append(float(row["step"]))
+                    curve["value"].append(float(row[name]))
+    return curves
+
+
+def report_command(runs: list[Path], out: Path | None = None) -> None:
+    """Write report.md, report.html, report.json and report.png from one evaluation or several.
 
     Args:
-        evaluation: an evaluation.json, or the directory that holds it.
-        out: where to write; beside the evaluation by default.
+        runs: evaluation.json files, or the directories that hold them.
+        out: where to write; beside the first evaluation by default.
     """
-    source = evaluation / "evaluation.json" if evaluation.is_dir() else evaluation
-    if not source.is_file():
-        raise UserError(f"{source} does not exist: run `specauf evaluate` first or name its evaluation.json")
-    record = json.loads(source.read_text())
-    directory = out or source.parent
+    records: dict[str, dict[str, Any]] = {}
+    for place in runs:
+        source = place / EVALUATION if place.is_dir() else place
+        records[str(place)] = read_record(source)
+    if not records:
+        raise UserError("runs: none given, at least one expected: name directories that hold an evaluation.json")
+    record = join(records)
+    directory = out or (runs[0] if runs[0].is_dir() else runs[0].parent)
     directory.mkdir(parents=True, exist_ok=True)
-    plot(record, directory / "report.png")
+    write_json(record, directory / "report.json")
+    overview(record, directory / "report.png")
     page = markdown(record, "report.png")
     (directory / "report.md").write_text(page)
-    (directory / "report.json").write_text(json.dumps(record, indent=2) + "\n")
+    (directory / "report.html").write_text(html(record, figures(record)))
     print(page)
-    print(f"written {directory}/report.md, report.json and report.png")
+    print(f"written {directory}/report.md, report.html, report.json and report.png")
+
+
+def read_record(source: Path) -> dict[str, Any]:
+    """An evaluation record.
+
+    Raises:
+        UserError: it is missing or is something else.
+    """
+    if not source.is_file():
+        raise UserError(f"{source} does not exist: run `specauf evaluate` first or name its {EVALUATION}")
+    try:
+        record = json.loads(source.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{source} is not JSON: run `specauf evaluate` again") from error
+    version = record.get("format") if isinstance(record, dict) else None
+    if version != FORMAT:
+        raise UserError(f"{source}: format {version} found, {FORMAT} expected: run `specauf evaluate` again")
+    return dict(record)
 
 
 def evaluate(argv: list[str]) -> None:
@@ -115,4 +227,4 @@ def evaluate(argv: list[str]) -> None:
 
 def report(argv: list[str]) -> None:
     """Parse and run `specauf report`."""
-    run_function(report_command, argv, positional="evaluation")
+    run_function(report_command, argv, positional="runs")

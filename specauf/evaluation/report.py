@@ -1,102 +1,130 @@
-"""A Markdown page and a plot from an evaluation record; reads JSON only."""
+"""A Markdown page from an evaluation record; reads JSON only."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+Record = Mapping[str, Any]
 
-def markdown(record: Mapping[str, Any], plot: str | None = None) -> str:
+
+def markdown(record: Record, plot: str | None = None) -> str:
     """The record as one page.
 
     Args:
-        record: of `evaluation_record`.
+        record: of `evaluation_record` or of `join`.
         plot: relative path of the PNG to show.
     """
-    bench, runs = record["benchmark"], record["runs"]
-    lines = [f"# {record['target']}: {bench['name']}, {bench['prompts']} prompts", ""]
+    lines = [f"# {title(record)}", ""]
     if "cache" in record:
-        cache = record["cache"]
-        lines += [
-            f"Cache: {cache['tokens']:,} tokens in {cache['documents']:,} documents, "
-            f"{cache['bytes_per_token']:,.0f} bytes a token, mean retained mass {cache['head_mass_mean']:.3f}.",
-            "",
-        ]
-    lines += [
-        "| drafter | emitted length, pooled (95 %) | per prompt | tokens/s | plain tokens/s | speed-up "
-        "| drafting, verifying |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, run in runs.items():
-        low, high = run["tau_pooled_95"]
-        lines.append(
-            f"| {name} | {run['tau_pooled']:.3f} ({low:.3f} to {high:.3f}) | {run['tau_per_prompt']:.3f} "
-            f"| {run['tokens_per_second']:.1f} | {run['baseline_tokens_per_second']:.1f} | {run['speedup']:.2f} "
-            f"| {run['draft_share']:.0%}, {run['verify_share']:.0%} |"
-        )
-    lines += [""]
-    for pair, result in record["comparisons"].items():
-        low, high = result["tau_ratio_95"]
-        lines.append(
-            f"Emitted length {pair.replace('/', ' over ')}: {result['tau_ratio'] - 1:+.1%} "
-            f"(95 % {low - 1:+.1%} to {high - 1:+.1%}, paired over prompts)."
-        )
-    lines += ["", _lossless_line(record), ""]
-    if plot:
-        lines += [f"![emitted length and acceptance per slot]({plot})", ""]
-    lines += ["Share of cycles that accept slot k:", "", *_slot_table(runs), ""]
-    environment = ", ".join(f"{key} {value}" for key, value in record["environment"].items())
-    lines += [f"Greedy decoding, at most {bench['max_new_tokens']} new tokens. {environment}.", ""]
+        lines += [cache_line(record), ""]
+    for part in record["parts"]:
+        bench = part["benchmark"]
+        lines += [f"## {bench['name']}, {bench['setting']}, {bench['prompts']} prompts", ""]
+        lines += [*_table(*runs_table(part["runs"])), ""]
+        lines += [line for pair in comparison_lines(part["comparisons"]) for line in (pair, "")]
+        if plot and part is record["parts"][0]:
+            lines += [f"![emitted length, acceptance per slot, speed]({plot})", ""]
+        lines += ["Share of cycles that accept slot k:", "", *_table(*slot_table(part["runs"])), ""]
+    lines += [*lossless_lines(record), ""]
+    lines += [footer(record), ""]
     return "\n".join(lines)
 
 
-def _lossless_line(record: Mapping[str, Any]) -> str:
-    if record["lossless"]:
-        return "Lossless: every answer equals `generate(do_sample=False)` token for token."
-    worst = ", ".join(f"{item['task_id']} ({item['drafter']})" for item in record["not_identical"][:5])
-    return f"NOT lossless: {len(record['not_identical'])} answers differ from `generate(do_sample=False)`: {worst}."
+def title(record: Record) -> str:
+    """Headline: target and drafters."""
+    return f"{record['target']}: {', '.join(record['runs'])}"
 
 
-def _slot_table(runs: Mapping[str, Any]) -> list[str]:
-    slots = max(len(run["accepted_per_slot"]) for run in runs.values())
-    rows = ["| slot | " + " | ".join(str(k) for k in range(1, slots + 1)) + " |", "|---" * (slots + 1) + "|"]
-    for name, run in runs.items():
-        rows.append(f"| {name} | " + " | ".join(f"{share:.3f}" for share in run["accepted_per_slot"]) + " |")
-    return rows
-
-
-def plot(record: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG: emitted length with intervals, acceptance per slot, tokens per second."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    runs = record["runs"]
-    names = list(runs)
-    colours = [f"C{i}" for i in range(len(names))]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    for i, name in enumerate(names):
-        tau, (low, high) = runs[name]["tau_pooled"], runs[name]["tau_pooled_95"]
-        left.errorbar(i, tau, yerr=[[tau - low], [high - tau]], fmt="o", capsize=5, color=colours[i])
-        left.annotate(f"{tau:.3f}", (i, tau), xytext=(8, 0), textcoords="offset points", va="center")
-        share = runs[name]["accepted_per_slot"]
-        middle.plot(range(1, len(share) + 1), share, marker="o", color=colours[i], label=name)
-    left.set_xticks(range(len(names)), names)
-    left.set_xlim(-0.6, len(names) - 0.4)
-    left.set_title("emitted length (A + 1), pooled, 95 %")
-    left.set_ylabel("tokens a cycle")
-    middle.set_title("share of cycles that accept slot k")
-    middle.set_xlabel("slot k")
-    if any(share > 0 for run in runs.values() for share in run["accepted_per_slot"]):
-        middle.set_yscale("log")
-    middle.legend()
-    first = runs[names[0]]
-    speeds = {"generate": first["generate_tokens_per_second"], "plain": first["baseline_tokens_per_second"]}
-    speeds |= {name: runs[name]["tokens_per_second"] for name in names}
-    right.bar(list(speeds), list(speeds.values()), color=["0.6", "0.75", *colours])
-    right.set_title("tokens per second")
-    figure.suptitle(
-        f"{record['target']}, {record['benchmark']['name']}, {record['benchmark']['prompts']} prompts, greedy"
+def cache_line(record: Record) -> str:
+    """The cache in a sentence."""
+    cache = record["cache"]
+    return (
+        f"Cache: {cache['tokens']:,} tokens in {cache['documents']:,} documents, "
+        f"{cache['bytes_per_token']:,.0f} bytes a token, mean retained mass {cache['head_mass_mean']:.3f}."
     )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+
+
+def runs_table(runs: Record) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the main table; times are milliseconds a token."""
+    header = [
+        "drafter",
+        "emitted length, pooled (95 %)",
+        "mean of prompts' means",
+        "tokens/s",
+        "plain tokens/s",
+        "speed-up (95 %)",
+        "over generate",
+        "ms a token: drafting, verifying, rest",
+    ]
+    rows = []
+    for name, run in runs.items():
+        (low, high), (slow, fast) = run["tau_pooled_95"], run["speedup_95"]
+        time = run["milliseconds_per_token"]
+        rows.append(
+            [
+                name,
+                f"{run['tau_pooled']:.3f} ({low:.3f} to {high:.3f})",
+                f"{run['tau_per_prompt']:.3f}",
+                f"{run['tokens_per_second']:.1f}",
+                f"{run['baseline_tokens_per_second']:.1f}",
+                f"{run['speedup']:.2f} ({slow:.2f} to {fast:.2f})",
+                f"{run['speedup_over_generate']:.2f}",
+                f"{time['draft']:.1f}, {time['verify']:.1f}, {time['prefill'] + time['other']:.1f}",
+            ]
+        )
+    return header, rows
+
+
+def slot_table(runs: Record) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of survival per slot."""
+    slots = max(len(run["accepted_per_slot"]) for run in runs.values())
+    rows = []
+    for name, run in runs.items():
+        shares = [f"{share:.3f}" for share in run["accepted_per_slot"]]
+        rows.append([name, *shares, *[""] * (slots - len(shares))])
+    return ["slot", *map(str, range(1, slots + 1))], rows
+
+
+def comparison_lines(comparisons: Record) -> list[str]:
+    """One sentence a pair of runs."""
+    lines = []
+    for pair, result in comparisons.items():
+        low, high = result["tau_ratio_95"]
+        lines.append(
+            f"Emitted length {pair.replace('/', ' over ', 1)}: {result['tau_ratio'] - 1:+.1%} (95 % {low - 1:+.1%} to "
+            f"{high - 1:+.1%}, paired over {result['prompts']} prompts)."
+        )
+    return lines
+
+
+def lossless_lines(record: Record) -> list[str]:
+    """Whether greedy output was that of `generate`, and every place where it was not."""
+    if record["lossless"] is None:
+        return ["Sampled decoding only: output has the target's distribution, not its one answer."]
+    if record["lossless"]:
+        return ["Lossless: every greedy answer equals `generate(do_sample=False)` token for token."]
+    found = record["divergences"]
+    near = sum(d["near_tie"] for d in found)
+    lines = [
+        f"NOT token-identical: {len(found)} answers differ from `generate(do_sample=False)`, {near} of them at a "
+        f"near-tie of the target ({record['dtype']}):",
+        "",
+    ]
+    for d in found:
+        gap = "one answer is longer" if d["logit_gap"] is None else f"logit gap {d['logit_gap']:.2g}"
+        kind = "near-tie" if d["near_tie"] else "NO near-tie"
+        lines.append(f"- {d['task_id']}, {d['decoder']}: token {d['position']}, {gap}, {kind}")
+    return lines
+
+
+def footer(record: Record) -> str:
+    """How it was measured."""
+    settings = sorted({part["benchmark"]["max_new_tokens"] for part in record["parts"]})
+    environment = ", ".join(f"{key} {value}" for key, value in record["environment"].items())
+    return (
+        f"At most {', '.join(map(str, settings))} new tokens, one prompt at a time, {record['dtype']}. {environment}."
+    )
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return [lines[0], "|---" * len(header) + "|", *lines[1:]]

@@ -4,14 +4,17 @@ import datetime
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 
 from specauf import __version__
 from specauf.cache.schema import Manifest
+from specauf.evaluation.compare import compare
 from specauf.evaluation.summary import (
-    bootstrap_ratio,
+    bootstrap_quotient,
     bootstrap_tau,
     conditional_acceptance,
     survival,
@@ -19,88 +22,128 @@ from specauf.evaluation.summary import (
     tau_pooled,
 )
 
+Row = Mapping[str, Any]
+FORMAT = 1
 
-def summarise(rows: Sequence[Mapping[str, Any]], slots: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Figures of every drafter over the decoded prompts.
+
+def summarise_run(rows: Sequence[Row], name: str, slots: int) -> dict[str, Any]:
+    """Figures of one drafter over the prompts of one benchmark and setting.
 
     Args:
         rows: of `evaluate_prompts`.
-        slots: drafted slots of each drafter.
+        name: the drafter's.
+        slots: its drafted slots.
     """
-    tokens = sum(row["tokens"] for row in rows)
-    plain = tokens / sum(row["plain"]["seconds"] for row in rows)
-    generate = tokens / sum(row["generate"]["seconds"] for row in rows)
-    out = {}
-    for name, count in slots.items():
-        parts = [row["drafters"][name] for row in rows]
-        accepted = [part["accepted"] for part in parts]
-        seconds = sum(part["seconds"] for part in parts)
-        draft, verify = sum(p["draft_seconds"] for p in parts), sum(p["verify_seconds"] for p in parts)
-        out[name] = {
-            "tau_pooled": tau_pooled(accepted),
-            "tau_pooled_95": bootstrap_tau(accepted),
-            "tau_per_prompt": tau_per_prompt(accepted),
-            "accepted_per_slot": survival(accepted, count),
-            "conditional_acceptance": conditional_acceptance(accepted, count),
-            "tokens_per_second": tokens / seconds,
-            "baseline_tokens_per_second": plain,
-            "generate_tokens_per_second": generate,
-            "speedup": tokens / seconds / plain,
-            "draft_share": draft / seconds,
-            "verify_share": verify / seconds,
-            "prompts": len(rows),
-            "tokens": tokens,
-            "cycles": sum(len(a) for a in accepted),
-            "lossless": all(part["identical"] for part in parts),
-        }
-    return out
-
-
-def compare(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Paired ratio of pooled tau of each drafter to the last named one, with its 95 % interval over prompts."""
-    accepted = {name: [row["drafters"][name]["accepted"] for row in rows] for name in names}
-    base = names[-1]
-    return {
-        f"{name}/{base}": {
-            "tau_ratio": tau_pooled(accepted[name]) / tau_pooled(accepted[base]),
-            "tau_ratio_95": bootstrap_ratio(accepted[name], accepted[base]),
-        }
-        for name in names[:-1]
+    parts, plain, generate = (
+        [pick(row) for row in rows] for pick in (lambda r: r["drafters"][name], _plain, _generate)
+    )
+    accepted = [part["accepted"] for part in parts]
+    tokens, seconds = _sums(parts, "tokens"), _sums(parts, "seconds")
+    plain_tokens, plain_seconds = _sums(plain, "tokens"), _sums(plain, "seconds")
+    generated, generate_seconds = _sums(generate, "tokens"), _sums(generate, "seconds")
+    speed, baseline = tokens.sum() / seconds.sum(), plain_tokens.sum() / plain_seconds.sum()
+    total = tokens.sum()
+    split = {k: float(_sums(parts, f"{k}_seconds").sum()) for k in ("prefill", "draft", "verify", "other")}
+    record = {
+        "tau_pooled": tau_pooled(accepted),
+        "tau_pooled_95": bootstrap_tau(accepted),
+        "tau_per_prompt": tau_per_prompt(accepted),
+        "accepted_pooled": tau_pooled(accepted) - 1,
+        "accepted_per_slot": survival(accepted, slots),
+        "conditional_acceptance": conditional_acceptance(accepted, slots),
+        "tokens_per_second": float(speed),
+        "baseline_tokens_per_second": float(baseline),
+        "generate_tokens_per_second": float(generated.sum() / generate_seconds.sum()),
+        "speedup": float(speed / baseline),
+        "speedup_95": _speedup_interval(tokens, seconds, plain_tokens, plain_seconds),
+        "speedup_over_generate": float(speed / (generated.sum() / generate_seconds.sum())),
+        "milliseconds_per_token": {k: 1000 * v / float(total) for k, v in split.items()},
+        "draft_share": split["draft"] / float(seconds.sum()),
+        "verify_share": split["verify"] / float(seconds.sum()),
+        "prompts": len(rows),
+        "tokens": int(total),
+        "cycles": sum(len(a) for a in accepted),
+        "by_prompt": {
+            "task_id": [row["task_id"] for row in rows],
+            "accepted": [sum(a) for a in accepted],
+            "cycles": [len(a) for a in accepted],
+        },
     }
+    if "identical" in parts[0]:
+        record["lossless"] = all(part["identical"] for part in parts)
+    return record
+
+
+def _plain(row: Row) -> Any:
+    return row["plain"]
+
+
+def _generate(row: Row) -> Any:
+    return row["generate"]
+
+
+def _sums(parts: Sequence[Mapping[str, Any]], field: str) -> np.ndarray:
+    return np.array([part[field] for part in parts], float)
+
+
+def _speedup_interval(
+    tokens: np.ndarray, seconds: np.ndarray, plain_tokens: np.ndarray, plain_seconds: np.ndarray
+) -> tuple[float, float]:
+    """95 % interval of the speed-up over prompts, both ways of decoding drawn together."""
+    if (tokens == plain_tokens).all():
+        return bootstrap_quotient(plain_seconds, seconds)
+    # Sampled answers differ in length: compare seconds a token.
+    return bootstrap_quotient(plain_seconds / plain_tokens, seconds / tokens)
+
+
+def part_record(rows: Sequence[Row], slots: Mapping[str, int]) -> dict[str, Any]:
+    """The figures of one benchmark decoded in one setting."""
+    runs = {name: summarise_run(rows, name, count) for name, count in slots.items()}
+    setting = rows[0]["setting"]
+    part: dict[str, Any] = {
+        "benchmark": {"name": rows[0]["benchmark"], "prompts": len(rows), **setting, "setting": setting["name"]},
+        "runs": runs,
+        "comparisons": compare(runs),
+    }
+    del part["benchmark"]["name"]
+    part["benchmark"] = {"name": rows[0]["benchmark"], **part["benchmark"]}
+    if setting["temperature"] == 0:
+        ways = [(row, "plain", row["plain"]) for row in rows]
+        ways += [(row, name, row["drafters"][name]) for row in rows for name in slots]
+        part["divergences"] = [
+            {"task_id": row["task_id"], "decoder": name, **found["divergence"]}
+            for row, name, found in ways
+            if not found["identical"]
+        ]
+        part["lossless"] = not part["divergences"]
+    return part
 
 
 def evaluation_record(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     slots: Mapping[str, int],
     manifest: Manifest | None,
     *,
     target: str,
-    benchmark: str,
-    max_new_tokens: int,
+    dtype: str,
+    training: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The JSON record of one evaluation."""
-    runs = summarise(rows, slots)
-    record: dict[str, Any] = {
-        "target": target,
-        "benchmark": {"name": benchmark, "prompts": len(rows), "max_new_tokens": max_new_tokens, "temperature": 0.0},
-        "runs": runs,
-        "comparisons": compare(rows, list(slots)),
-        "lossless": all(run["lossless"] for run in runs.values()) and all(row["plain"]["identical"] for row in rows),
-        "not_identical": [
-            {"task_id": row["task_id"], "drafter": name}
-            for row in rows
-            for name, part in row["drafters"].items()
-            if not part["identical"]
-        ],
-        "environment": {
-            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "specauf": __version__,
-        },
-    }
+    """The JSON record of one evaluation.
+
+    At the top stand the runs of the first benchmark and setting; `parts` holds those of all.
+
+    Args:
+        rows: of `evaluate_prompts`.
+        slots: drafted slots of each drafter.
+        manifest: of the cache the drafters were trained on.
+        target: its name.
+        dtype: what it computed in.
+        training: curves of each drafter's training, where there are any.
+    """
+    grouped = [list(group) for _, group in groupby(rows, key=lambda r: (r["benchmark"], r["setting"]))]
+    parts = [part_record(group, _fitting(slots, group)) for group in grouped]
+    greedy = [part for part in parts if "lossless" in part]
+    record: dict[str, Any] = {"format": FORMAT, "target": target, "dtype": dtype}
     if manifest is not None:
         record["corpus"] = manifest.identity.corpus
         record["cache"] = {
@@ -110,4 +153,30 @@ def evaluation_record(
             "bytes_per_token": manifest.total_bytes / manifest.counts.tokens,
             "head_mass_mean": manifest.counts.head_mass_mean,
         }
-    return record
+    return record | {
+        **{key: parts[0][key] for key in ("benchmark", "runs", "comparisons")},
+        "lossless": all(part["lossless"] for part in greedy) if greedy else None,
+        "divergences": [d for part in greedy for d in part["divergences"]],
+        "parts": parts,
+        "training": dict(training),
+        "environment": environment(),
+    }
+
+
+def _fitting(slots: Mapping[str, int], rows: Sequence[Row]) -> dict[str, int]:
+    """Drafted slots in the setting of some rows."""
+    block = rows[0]["setting"]["block_size"]
+    return {name: min(count, block - 1) if block else count for name, count in slots.items()}
+
+
+def environment() -> dict[str, Any]:
+    """Where and when figures were measured."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "specauf": __version__,
+    }

@@ -1,4 +1,4 @@
-"""Decode a benchmark with every drafter and without, interleaved prompt by prompt, and keep what happened."""
+"""Decode benchmarks with every drafter and without, interleaved prompt by prompt, and keep what happened."""
 
 import hashlib
 import json
@@ -10,96 +10,152 @@ from typing import Any
 import torch
 
 from specauf.decoding import DecodeResult, speculative_generate
-from specauf.drafters import Drafter
+from specauf.drafters import Drafter, TargetVocabulary
 from specauf.errors import UserError
 from specauf.evaluation.benchmarks import Prompt
+from specauf.evaluation.divergence import divergence
+from specauf.evaluation.settings import Setting
 from specauf.progress import progress
+
+Row = dict[str, Any]
+PLAIN = "plain"
 
 
 def evaluate_prompts(
     target: Any,
     tokenizer: Any,
     drafters: Mapping[str, Drafter],
-    prompts: Sequence[Prompt],
+    benchmarks: Mapping[str, Sequence[Prompt]],
+    settings: Sequence[Setting],
     *,
-    max_new_tokens: int,
     rows_file: Path,
-    settings: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """One row a prompt: tokens and seconds of plain decoding, of `generate`, and of every drafter.
+    identity: Mapping[str, Any],
+) -> list[Row]:
+    """One row a prompt and setting: tokens and seconds of plain decoding, of `generate`, and of every drafter.
 
-    Each finished prompt is appended to `rows_file`, so an interrupted evaluation goes on at the first missing prompt.
-    Rows of other settings or other drafter weights are refused.
+    Each finished row is appended to `rows_file`, so an interrupted evaluation goes on at the first missing one.
+    Rows of other drafter weights or another target are refused.
 
     Args:
         target: the causal LM that verifies.
         tokenizer: its tokenizer, with a chat template.
         drafters: by the name they are reported under.
-        prompts: what to answer.
-        max_new_tokens: length of an answer.
-        rows_file: JSONL of finished prompts.
-        settings: what else identifies this evaluation.
+        benchmarks: prompts by the name of their benchmark.
+        settings: ways of decoding.
+        rows_file: JSONL of finished rows.
+        identity: what else identifies this evaluation.
+
+    Returns:
+        Rows in the order of benchmarks, settings and prompts.
     """
-    key = _key(drafters, max_new_tokens, settings)
-    rows = _finished(rows_file, key)[: len(prompts)]
-    _warm_up(target, tokenizer, drafters, prompts[0])
-    with progress("decoding", len(prompts), unit="prompts", initial=len(rows)) as advance, rows_file.open("a") as out:
-        for prompt in prompts[len(rows) :]:
-            rows.append({"key": key} | _decode_prompt(target, tokenizer, drafters, prompt, max_new_tokens))
-            out.write(json.dumps(rows[-1]) + "\n")
+    key = _key(drafters, identity)
+    finished = {_place(row): row for row in _finished(rows_file, key)}
+    todo = [(name, s, p) for name, prompts in benchmarks.items() for s in settings for p in prompts]
+    wanted = [(name, json.dumps(s.to_dict()), p.task_id, p.digest) for name, s, p in todo]
+    missing = [item for item, place in zip(todo, wanted, strict=True) if place not in finished]
+    if missing:
+        _warm_up(target, tokenizer, drafters, missing[0][2])
+    vocabulary = TargetVocabulary.from_target(target) if drafters else None
+    done = len(todo) - len(missing)
+    with progress("decoding", len(todo), unit="prompts", initial=done) as advance, rows_file.open("a") as out:
+        for name, setting, prompt in missing:
+            row = {"key": key, "benchmark": name, "setting": setting.to_dict()}
+            row |= decode_prompt(target, tokenizer, drafters, prompt, setting, vocabulary)
+            out.write(json.dumps(row) + "\n")
             out.flush()
+            finished[_place(row)] = row
             advance(1)
-    return rows
+    return [finished[place] for place in wanted]
 
 
 def encode(tokenizer: Any, text: str) -> torch.Tensor:
-    """A user turn as the target's chat template lays it out, ready for the answer: [1, tokens]."""
+    """A user turn as the target's chat template lays it out, ready for the answer; the bare text without a template.
+
+    Args:
+        tokenizer: the target's.
+        text: the turn.
+
+    Returns:
+        Token ids [1, tokens].
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        ids: torch.Tensor = tokenizer(text, return_tensors="pt")["input_ids"]
+        return ids
     turns = [{"role": "user", "content": text}]
     return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
         "input_ids"
     ]
 
 
-def stop_tokens(target: Any) -> list[int]:
-    """Token ids that end an answer of this target."""
-    eos = target.generation_config.eos_token_id
-    return eos if isinstance(eos, list) else [eos]
-
-
-def _decode_prompt(
-    target: Any, tokenizer: Any, drafters: Mapping[str, Drafter], prompt: Prompt, max_new_tokens: int
-) -> dict[str, Any]:
-    ids = encode(tokenizer, prompt.text)
-    stops = stop_tokens(target)
+def decode_prompt(
+    target: Any,
+    tokenizer: Any,
+    drafters: Mapping[str, Drafter],
+    prompt: Prompt,
+    setting: Setting,
+    vocabulary: TargetVocabulary | None = None,
+) -> Row:
+    """Decode one prompt in every way; the order is generate, plain, then each drafter."""
+    ids = encode(tokenizer, prompt.text).to(target.device)
 
     def decode(drafter: Drafter | None) -> DecodeResult:
-        return speculative_generate(target, drafter, ids, max_new_tokens=max_new_tokens, stop_token_ids=stops)
+        return speculative_generate(
+            target,
+            drafter,
+            ids,
+            max_new_tokens=setting.max_new_tokens,
+            temperature=setting.temperature,
+            top_k=setting.top_k,
+            top_p=setting.top_p,
+            sampling=setting.sampling,
+            block_size=None if drafter is None else setting.block_size,
+            vocabulary=vocabulary,
+            generator=torch.Generator(target.device).manual_seed(setting.seed),
+        )
 
-    started = time.perf_counter()
-    reference = target.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False
-    )
-    seconds = time.perf_counter() - started
-    expected = reference[0, ids.shape[1] :].tolist()
-    plain = decode(None)
-    row: dict[str, Any] = {
+    expected, seconds = _generate(target, ids, setting)
+    row: Row = {
         "task_id": prompt.task_id,
+        "digest": prompt.digest,
         "prompt_tokens": ids.shape[1],
-        "tokens": len(expected),
-        "generate": {"seconds": seconds},
-        "plain": {"seconds": plain.seconds, "identical": list(plain.tokens) == expected},
+        "generate": {"tokens": len(expected), "seconds": seconds},
+        "plain": {},
         "drafters": {},
     }
-    for name, drafter in drafters.items():
+    for name, drafter in ((PLAIN, None), *drafters.items()):
         result = decode(drafter)
-        row["drafters"][name] = {
-            "accepted": list(result.accepted),
+        part: Row = {
+            "tokens": len(result.tokens),
             "seconds": result.seconds,
-            "draft_seconds": result.draft_seconds,
+            "prefill_seconds": result.prefill_seconds,
             "verify_seconds": result.verify_seconds,
-            "identical": list(result.tokens) == expected,
+            "other_seconds": result.other_seconds,
+        }
+        if setting.greedy:
+            part["divergence"] = divergence(target, ids, result.tokens, expected)
+            part["identical"] = part["divergence"] is None
+        if drafter is None:
+            row["plain"] = part
+            continue
+        row["drafters"][name] = part | {
+            "accepted": list(result.accepted),
+            "drafted": list(result.drafted),
+            "draft_seconds": result.draft_seconds,
         }
     return row
+
+
+def _generate(target: Any, ids: torch.Tensor, setting: Setting) -> tuple[list[int], float]:
+    """The answer of transformers' own generation, and its seconds."""
+    options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    if not setting.greedy:
+        torch.manual_seed(setting.seed)
+        options = {"do_sample": True, "temperature": setting.temperature}
+        options |= {"top_k": setting.top_k or 0, "top_p": setting.top_p or 1.0}
+    started = time.perf_counter()
+    answer = target.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=setting.max_new_tokens, **options)
+    tokens = answer[0, ids.shape[1] :].tolist()  # waits for a GPU
+    return tokens, time.perf_counter() - started
 
 
 def _warm_up(target: Any, tokenizer: Any, drafters: Mapping[str, Drafter], prompt: Prompt) -> None:
@@ -109,23 +165,35 @@ def _warm_up(target: Any, tokenizer: Any, drafters: Mapping[str, Drafter], promp
         speculative_generate(target, drafter, ids, max_new_tokens=4)
 
 
-def _key(drafters: Mapping[str, Drafter], max_new_tokens: int, settings: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps([dict(settings), max_new_tokens], sort_keys=True).encode())
+def _key(drafters: Mapping[str, Drafter], identity: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode())
     for name, drafter in sorted(drafters.items()):
         digest.update(name.encode())
+        digest.update(json.dumps(drafter.config.to_dict(), sort_keys=True).encode())
         for parameter in drafter.state_dict().values():
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
-def _finished(rows_file: Path, key: str) -> list[dict[str, Any]]:
+def _place(row: Row) -> tuple[str, str, str, str]:
+    return row["benchmark"], json.dumps(row["setting"]), row["task_id"], row["digest"]
+
+
+def _finished(rows_file: Path, key: str) -> list[Row]:
     if not rows_file.exists():
         return []
-    rows = [json.loads(line) for line in rows_file.read_text().splitlines() if line.endswith("}")]
-    rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))  # a killed run can leave half a line
-    if rows and rows[0]["key"] != key:
+    rows = []
+    for line in rows_file.read_text().splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break  # a killed run can leave half a line
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{rows_file} line {len(rows) + 1} is not JSON: delete the file or that line") from error
+    rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if rows and rows[0].get("key") != key:
         raise UserError(
-            f"{rows_file} holds results of other drafters or settings ({rows[0]['key']}, now {key}): "
+            f"{rows_file} holds results of another target or other drafters ({rows[0].get('key')}, now {key}): "
             "delete it or write elsewhere with --out"
         )
     return rows

@@ -15,8 +15,8 @@ def tau_pooled(accepted: Accepted) -> float:
 
 
 def tau_per_prompt(accepted: Accepted) -> float:
-    """Mean over prompts of the prompt's own mean of A + 1 (z-lab's convention)."""
-    return float(np.mean([np.mean(a) for a in accepted])) + 1.0
+    """Mean over prompts of the prompt's own mean of A + 1 (z-lab's convention); prompts without a cycle are left out."""
+    return float(np.mean([np.mean(a) for a in accepted if len(a)])) + 1.0
 
 
 def survival(accepted: Accepted, slots: int) -> list[float]:
@@ -33,22 +33,50 @@ def conditional_acceptance(accepted: Accepted, slots: int) -> list[float | None]
 
 def bootstrap_tau(accepted: Accepted, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of the pooled tau, resampling prompts."""
-    sums, cycles = _per_prompt(accepted)
-    picked = _resample(len(sums), draws, seed)
-    taus = sums[picked].sum(1) / cycles[picked].sum(1) + 1.0
-    return _interval(taus)
+    sums, cycles = per_prompt(accepted)
+    return bootstrap_quotient(sums, cycles, draws=draws, seed=seed, plus=1.0)
 
 
 def bootstrap_ratio(first: Accepted, second: Accepted, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of pooled tau(first) / tau(second), resampling the prompts they share as pairs."""
-    (s1, c1), (s2, c2) = _per_prompt(first), _per_prompt(second)
-    picked = _resample(len(s1), draws, seed)
-    one = s1[picked].sum(1) / c1[picked].sum(1) + 1.0
-    two = s2[picked].sum(1) / c2[picked].sum(1) + 1.0
+    return bootstrap_paired(*per_prompt(first), *per_prompt(second), draws=draws, seed=seed)
+
+
+def bootstrap_quotient(
+    parts: np.ndarray, wholes: np.ndarray, *, draws: int = 2000, seed: int = 0, plus: float = 0.0
+) -> tuple[float, float]:
+    """95 % percentile interval of sum(parts) / sum(wholes) + plus, resampling prompts."""
+    picked = _resample(len(parts), draws, seed)
+    return _interval(parts[picked].sum(1) / wholes[picked].sum(1) + plus)
+
+
+def bootstrap_paired(
+    sums: np.ndarray,
+    cycles: np.ndarray,
+    base_sums: np.ndarray,
+    base_cycles: np.ndarray,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % percentile interval of the ratio of two pooled tau over the same prompts, drawn together.
+
+    Args:
+        sums: accepted drafts of each prompt, of the first drafter.
+        cycles: its cycles.
+        base_sums: the same of the second.
+        base_cycles: the same of the second.
+        draws: bootstrap samples.
+        seed: of the samples.
+    """
+    picked = _resample(len(sums), draws, seed)
+    one = sums[picked].sum(1) / cycles[picked].sum(1) + 1.0
+    two = base_sums[picked].sum(1) / base_cycles[picked].sum(1) + 1.0
     return _interval(one / two)
 
 
-def _per_prompt(accepted: Accepted) -> tuple[np.ndarray, np.ndarray]:
+def per_prompt(accepted: Accepted) -> tuple[np.ndarray, np.ndarray]:
+    """Accepted drafts and cycles of each prompt."""
     return np.array([sum(a) for a in accepted], float), np.array([len(a) for a in accepted], float)
 
 

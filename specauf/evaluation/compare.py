@@ -1,0 +1,90 @@
+"""Comparing runs: on the same prompts, in pairs, with the interval of the ratio; and joining several evaluations."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from specauf.errors import UserError
+from specauf.evaluation.summary import bootstrap_paired
+
+
+def compare(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Ratio of pooled tau of each run to the last named one, over the prompts both decoded.
+
+    Args:
+        runs: of one benchmark and setting, with their `by_prompt` sums.
+
+    Returns:
+        By "first/last": `tau_ratio`, `tau_ratio_95` (prompts resampled as pairs) and `prompts`, how many they share.
+    """
+    *names, base = runs
+    found = {f"{name}/{base}": _ratio(runs[name]["by_prompt"], runs[base]["by_prompt"]) for name in names}
+    return {pair: ratio for pair, ratio in found.items() if ratio is not None}
+
+
+def _ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any] | None:
+    at = {task: i for i, task in enumerate(second["task_id"])}
+    pairs = [(i, at[task]) for i, task in enumerate(first["task_id"]) if task in at]
+    if not pairs:
+        return None
+    one, two = ([pair[side] for pair in pairs] for side in (0, 1))
+    sums, cycles = (np.array(first[k], float)[one] for k in ("accepted", "cycles"))
+    base_sums, base_cycles = (np.array(second[k], float)[two] for k in ("accepted", "cycles"))
+    return {
+        "tau_ratio": float((sums.sum() / cycles.sum() + 1) / (base_sums.sum() / base_cycles.sum() + 1)),
+        "tau_ratio_95": bootstrap_paired(sums, cycles, base_sums, base_cycles),
+        "prompts": len(pairs),
+    }
+
+
+def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One record of several evaluations: runs of the same benchmark and setting stand side by side.
+
+    Args:
+        records: evaluation records by the label that tells runs of the same name apart.
+
+    Raises:
+        UserError: they are of different targets.
+    """
+    labels = list(records)
+    first = records[labels[0]]
+    if len(records) == 1:
+        return dict(first)
+    for label, record in records.items():
+        if record["target"] != first["target"]:
+            raise UserError(
+                f"target: {first['target']} in {labels[0]}, {record['target']} in {label}; "
+                "report runs of one target together"
+            )
+    names = [name for record in records.values() for name in record["runs"]]
+    parts: dict[tuple[str, str], dict[str, Any]] = {}
+    training: dict[str, Any] = {}
+    for label, record in records.items():
+        own = {name: name if names.count(name) == 1 else f"{label}/{name}" for name in record["runs"]}
+        training |= {own[name]: curve for name, curve in record.get("training", {}).items()}
+        for part in record["parts"]:
+            bench = part["benchmark"]
+            joint = parts.setdefault(
+                (bench["name"], bench["setting"]), {"benchmark": dict(bench), "runs": {}, "divergences": []}
+            )
+            joint["runs"] |= {own[name]: run for name, run in part["runs"].items()}
+            joint["benchmark"]["prompts"] = max(joint["benchmark"]["prompts"], bench["prompts"])
+            if "lossless" in part:
+                joint["lossless"] = joint.get("lossless", True) and part["lossless"]
+                joint["divergences"] += [
+                    d | {"decoder": own.get(d["decoder"], d["decoder"])} for d in part["divergences"]
+                ]
+    joined = [part | {"comparisons": compare(part["runs"])} for part in parts.values()]
+    return dict(first) | {
+        **{key: joined[0][key] for key in ("benchmark", "runs", "comparisons")},
+        "lossless": _all([record["lossless"] for record in records.values()]),
+        "divergences": [d for part in joined for d in part["divergences"]],
+        "parts": joined,
+        "training": training,
+    }
+
+
+def _all(values: Sequence[bool | None]) -> bool | None:
+    known = [value for value in values if value is not None]
+    return all(known) if known else None

@@ -1,0 +1,71 @@
+"""How a benchmark is decoded."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from specauf.decoding.rules import Sampling, make_rule
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way of decoding.
+
+    Attributes:
+        max_new_tokens: length of an answer.
+        temperature: 0 is greedy.
+        top_k: sample among the k most probable tokens.
+        top_p: sample among the most probable tokens that hold this mass.
+        sampling: how drafts are drawn and accepted above temperature 0.
+        block_size: a shorter block than the drafters were trained with; the trained one when None.
+        seed: of every prompt's random numbers.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    sampling: Sampling = "rejection"
+    block_size: int | None = None
+    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        """Whether plain decoding has one right answer."""
+        return self.temperature == 0
+
+    @property
+    def name(self) -> str:
+        """In reports."""
+        parts = ["greedy" if self.greedy else f"T={self.temperature:g}"]
+        if not self.greedy:
+            parts += [f"{key}={value:g}" for key, value in (("top_k", self.top_k), ("top_p", self.top_p)) if value]
+            parts += [self.sampling]
+        return ", ".join(parts + ([f"block {self.block_size}"] if self.block_size else []))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"name": self.name}
+
+
+def make_settings(
+    max_new_tokens: int,
+    temperatures: Sequence[float],
+    block_sizes: Sequence[int | None],
+    top_k: int | None,
+    top_p: float | None,
+    sampling: Sampling,
+    seed: int,
+) -> list[Setting]:
+    """Every temperature with every block size.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+    for temperature in temperatures:
+        make_rule(temperature, top_k, top_p, sampling, None)  # refuses what decoding would refuse, before any loading
+    return [
+        Setting(max_new_tokens, t, None if t == 0 else top_k, None if t == 0 else top_p, sampling, block, seed)
+        for t in temperatures
+        for block in block_sizes
+    ]
