@@ -134,8 +134,8 @@ def _file_rows(path: Path) -> Rows:
     if not path.is_file():
         raise UserError(f"benchmark file {path} does not exist: give a JSONL file with a `turns` or `prompt` field")
     if path.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
+        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.parquet  # type: ignore[import-untyped]
 
         try:
             return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1))

@@ -100,13 +100,12 @@ def part_record(rows: Sequence[Row], slots: Mapping[str, int]) -> dict[str, Any]
     """The figures of one benchmark decoded in one setting."""
     runs = {name: summarise_run(rows, name, count) for name, count in slots.items()}
     setting = rows[0]["setting"]
+    bench = setting | {"name": rows[0]["benchmark"], "setting": setting["name"], "prompts": len(rows)}
     part: dict[str, Any] = {
-        "benchmark": {"name": rows[0]["benchmark"], "prompts": len(rows), **setting, "setting": setting["name"]},
+        "benchmark": bench,
         "runs": runs,
         "comparisons": compare(runs),
     }
-    del part["benchmark"]["name"]
-    part["benchmark"] = {"name": rows[0]["benchmark"], **part["benchmark"]}
     if setting["temperature"] == 0:
         ways = [(row, "plain", row["plain"]) for row in rows]
         ways += [(row, name, row["drafters"][name]) for row in rows for name in slots]

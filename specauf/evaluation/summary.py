@@ -15,7 +15,7 @@ def tau_pooled(accepted: Accepted) -> float:
 
 
 def tau_per_prompt(accepted: Accepted) -> float:
-    """Mean over prompts of the prompt's own mean of A + 1 (z-lab's convention); prompts without a cycle are left out."""
+    """Mean over prompts of the prompt's own mean of A + 1 (z-lab's convention), those without a cycle left out."""
     return float(np.mean([np.mean(a) for a in accepted if len(a)])) + 1.0
 
 
