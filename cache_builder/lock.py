@@ -95,7 +95,7 @@ class BuildLock:
     def _read(self) -> Owner | None:
         try:
             return self._parse(self.place.read(LOCK))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     @staticmethod
@@ -136,15 +136,14 @@ class BuildLock:
                 raise self._taken(winner)
             return
         # Written aside and linked into place: exclusive, and never half written.
-        local.mkdir(parents=True, exist_ok=True)
-        draft = local / f"builder.tmp-{self.me.pid}"
-        draft.write_bytes(data)
+        draft = f"builder.draft-{self.me.pid}"
+        self.place.write(draft, data)
         try:
-            os.link(draft, local / LOCK)
+            os.link(local / draft, local / LOCK)
         except FileExistsError:
             raise self._taken(self._read() or self.me) from None
         finally:
-            draft.unlink()
+            self.place.remove(draft)
 
     def _keep_alive(self) -> None:
         while not self._done.wait(BEAT_SECONDS):

@@ -18,7 +18,7 @@ from specauf.errors import UserError
 
 # Object names come from files that someone else may have written: no absolute path, no "..", nothing to expand.
 _SAFE_NAME = re.compile(r"(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+(/(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+)*")
-_TEMPORARY = re.compile(r"\.tmp-\d+$")
+_TEMPORARY = re.compile(r"\.(tmp|draft)-\d+$")
 
 
 def is_safe_name(name: str) -> bool:

@@ -2,9 +2,10 @@
 
     python -m tests.builder.nursery
 
-Each line of standard input is JSON: `build`, the fields of a `BuildConfig`, and how the builder ends: by itself, by SIGKILL
-after `seconds`, or by SIGKILL when it stores its `nth` object whose name matches `pattern`, at a `moment` of that:
-`empty` (a temporary file is there), `half` (half of its bytes are), `whole` (all of them), `renamed` (it has its name).
+Each line of standard input is JSON: `build`, the fields of a `BuildConfig`, and how the builder ends: by itself, by
+SIGKILL after `seconds`, or by SIGKILL when it stores its `nth` object whose name matches `pattern`, at a `moment` of
+that: `empty` (a temporary file is there), `half` (half of its bytes are), `whole` (all of them), `renamed` (it has its
+name).
 Answers with a line of JSON for each: `status`, what `waitpid` says, and the builder's `seconds`.
 """
 
@@ -15,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ def kill_at(pattern: str, nth: int, moment: str) -> None:
 
     def fsync(descriptor: int) -> None:
         nonlocal seen, named
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         name = re.sub(r"\.tmp-\d+$", "", path)
         if named:
             die()
@@ -73,7 +75,7 @@ def main() -> None:
         if child == 0:
             try:
                 run(order)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 -- a forked child must end here, whatever happened
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
