@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from specauf.callbacks import Checkpoints, SaveProvenance, Summary, Throughput, TrainingProgress
+from specauf.checkpoint import load_checkpoint
 from specauf.cli import default_run_directory
 from specauf.command import one_line
 from specauf.data.module import CacheDataModule
@@ -52,11 +53,18 @@ class TrainingCLI(LightningCLI):
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(default_run_directory("drafter"))
         root = Path(config.trainer.default_root_dir)
+        if config.ckpt_path and str(config.ckpt_path).endswith(".ckpt"):
+            if not Path(config.ckpt_path).is_file():
+                raise UserError(f"--ckpt_path={config.ckpt_path} does not exist: give RUN/checkpoints/last.ckpt")
+            load_checkpoint(Path(config.ckpt_path))  # for its errors; Lightning's are tracebacks
         if self.subcommand == "fit" and (root / "config.yaml").exists() and not config.ckpt_path:
             raise UserError(
                 f"run directory {root} already holds a run: go on with --ckpt_path={root}/checkpoints/last.ckpt, "
                 "or choose another --trainer.default_root_dir"
             )
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would let a checkpoint's hyperparameters override flags and files, silently."""
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the loggers and callbacks every run has, unless the config chose its own."""
@@ -123,6 +131,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",  # one process reads faster than the drafter trains
         ".*Checkpoint directory .* exists and is not empty.*",  # so it does when a run is resumed
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own
+        ".*dirpath has changed from.*",  # a run that goes on in another directory keeps its own best there
         ".*smaller than the logging interval.*",
         ".*Experiment logs directory .* exists and is not empty.*",  # what it would delete was moved aside
     ):

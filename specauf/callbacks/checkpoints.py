@@ -5,16 +5,18 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from specauf.errors import UserError
 
 
 class Checkpoints(ModelCheckpoint):
-    """Keeps `best.ckpt` by validation tau (`final.ckpt` in a run that does not validate) and `last.ckpt`.
+    """Keeps `best.ckpt` by validation tau and `last.ckpt`, the only one in a run that does not validate.
 
-    `last.ckpt` is written every `every_n_steps` steps, at each validation, at the end of training, and when the process
-    is asked to end (SIGTERM, which SLURM sends before it kills).
+    `last.ckpt` is written every `every_n_steps` steps, at the end of each epoch and of training, and when the process
+    is asked to end (SIGTERM, which SLURM sends before it kills). It is never written in `on_train_epoch_end`: from what
+    Lightning saves there it goes on with a single batch of the next epoch.
 
     Args:
         every_n_steps: optimizer steps between writes of `last.ckpt`; what a kill -9 costs at most.
@@ -29,6 +31,7 @@ class Checkpoints(ModelCheckpoint):
             filename="best",
             monitor="val/tau",
             mode="max",
+            save_on_train_epoch_end=False,
             save_last=True,
             enable_version_counter=False,
         )
@@ -40,7 +43,7 @@ class Checkpoints(ModelCheckpoint):
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         if trainer.limit_val_batches == 0:
-            self.monitor, self.filename = None, "final"
+            self.monitor, self.save_top_k = None, 0
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -51,14 +54,21 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when a step has just been made that is a multiple of `every_n_steps`."""
+        """Save every `every_n_steps` steps, and at the end of an epoch; where a validation follows, it saves."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step % self.every_n_steps == 0:
+        last, every = trainer.is_last_batch, trainer.check_val_every_n_epoch or 1
+        validated = last and trainer.limit_val_batches != 0 and (trainer.current_epoch + 1) % every == 0
+        if not validated and (last or trainer.global_step % self.every_n_steps == 0):
+            self._save_now(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save `best.ckpt` if tau has improved, `last.ckpt` in any case."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.FITTING:
             self._save_now(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the end of training if it was not saved already."""
-        super().on_train_end(trainer, pl_module)
+        """Save the end of training if it was not saved already; Lightning's own would write `last.ckpt` twice."""
         self._save_now(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -1,7 +1,7 @@
 """The DataLoader of training: it knows its place in the data, so that a run goes on exactly where it was."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -14,13 +14,12 @@ from specauf.errors import UserError
 class BlockLoader(DataLoader[BlockBatch]):
     """Batches of blocks whose position is kept in checkpoints.
 
-    Lightning sets the epoch of a `sampler` only, and only after it has asked for the first iterator, when workers have
-    read ahead already. So the epoch is asked for here, at each new iterator. The position counts batches that were
-    handed out, not those that workers hold ready.
+    Epochs are counted here: Lightning tells the epoch to a `sampler` only, and only after it has asked for the first
+    iterator, when workers have read ahead already; and its own count skips one when a run goes on from the end of an
+    epoch. The position counts batches that were handed out, not those that workers hold ready.
 
     Args:
         sampler: order of the documents.
-        current_epoch: the epoch that starts now.
         identity: what a position is valid for: batch size, ranks, seed, cache. Compared when a run is resumed.
         options: of `torch.utils.data.DataLoader`.
 
@@ -28,20 +27,18 @@ class BlockLoader(DataLoader[BlockBatch]):
         waited: seconds spent waiting for batches since the loader was made.
     """
 
-    def __init__(
-        self, sampler: ShardBatchSampler, current_epoch: Callable[[], int], identity: dict[str, Any], **options: Any
-    ) -> None:
+    def __init__(self, sampler: ShardBatchSampler, identity: dict[str, Any], **options: Any) -> None:
         super().__init__(batch_sampler=sampler, **options)
-        self.order, self.current_epoch, self.identity = sampler, current_epoch, identity
+        self.order, self.identity = sampler, identity
         self.waited = 0.0
-        self._epoch = self._handed_out = 0
+        self._epoch = self._handed_out = self._skipped = 0
         self._resume: tuple[int, int] | None = None
 
     def __iter__(self) -> Iterator[BlockBatch]:  # type: ignore[override]
-        """The epoch's batches, from the resumed position on."""
-        epoch, skip = self._resume or (self.current_epoch(), 0)
+        """The next epoch's batches, or the rest of the resumed one; an iterator that gave nothing began no epoch."""
+        epoch, skip = self._resume or (self._epoch + (self._handed_out > self._skipped), 0)
         self._resume = None
-        self._epoch, self._handed_out = epoch, skip
+        self._epoch, self._handed_out, self._skipped = epoch, skip, skip
         self.order.start_at(epoch, skip)
         # Created here and not at the first `next`: workers start reading at once.
         return self._hand_out(super().__iter__(), epoch, skip)

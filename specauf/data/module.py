@@ -155,7 +155,6 @@ class CacheDataModule(L.LightningDataModule):
         )
         self._loader = BlockLoader(
             sampler,
-            current_epoch=lambda: trainer.current_epoch,
             identity={
                 "cache": self.cache.fingerprint,
                 "data.batch_size": self.batch_size,
