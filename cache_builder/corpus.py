@@ -1,7 +1,7 @@
 """Where documents come from: the standard library, local files, and data sets of the hub."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,12 @@ class Corpus:
 
     Args:
         name: for messages and the cache's identity.
-        rows: by number.
+        rows: by number: a list, or a data set on disk.
         where: a row's place by its number, for messages.
         form: layout of the rows; None looks at each.
     """
 
-    def __init__(self, name: str, rows: Sequence[Any], where: Callable[[int], str], form: Format | None = None) -> None:
+    def __init__(self, name: str, rows: Any, where: Callable[[int], str], form: Format | None = None) -> None:
         self.name, self.rows, self.where, self.form = name, rows, where, form
 
     def __len__(self) -> int:

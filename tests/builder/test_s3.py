@@ -25,7 +25,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """URL of an empty bucket; the server's address and keys come from the environment, as a user would give them."""
     import s3fs
 
@@ -40,8 +40,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     }.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("drafts")
-    yield "s3://drafts"
+    name = "bucket-" + sha256(str(tmp_path).encode())[:12]  # servers of one process share what they hold
+    s3fs.S3FileSystem().mkdir(name)
+    yield f"s3://{name}"
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 

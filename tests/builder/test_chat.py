@@ -1,0 +1,103 @@
+"""Which tokens of a chat are answers, under the templates of three model families and of one that cuts old thinking."""
+
+from typing import Any
+
+import pytest
+
+from cache_builder.chat import ChatRenderer, TemplateRefusesError
+from cache_builder.formats import Conversation, Message
+from specauf.errors import UserError
+from tests.builder.conftest import CHATML, make_tokenizer
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% elif m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('only user and assistant') }}{% endif %}{% endfor %}"
+)
+# As Qwen3's: thinking of earlier answers is cut, so that a chat is no longer the beginning of its continuation.
+THINKING = (
+    "{% set last = messages | length - 1 %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.index0 != last %}{{ m['content'].split('</think>')[-1].lstrip('\n') }}"
+    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+FAMILIES: dict[str, tuple[str, str, str | None]] = {
+    "chatml (Qwen, SmolLM)": (CHATML, "<|im_end|>", None),
+    "Llama 3": (LLAMA3, "<|eot_id|>", "<|begin_of_text|>"),
+    "Mistral": (MISTRAL, "</s>", "<s>"),
+    "Qwen3 with thinking": (THINKING, "<|im_end|>", None),
+}
+
+
+def renderer(family: str) -> ChatRenderer:
+    template, eos, bos = FAMILIES[family]
+    tokenizer: Any = make_tokenizer(template, eos, bos)
+    return ChatRenderer(tokenizer, frozenset({tokenizer.eos_token_id}), {})
+
+
+def chat(*contents: str) -> Conversation:
+    return Conversation(tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(contents)))
+
+
+def answers(render: ChatRenderer, conversation: Conversation) -> list[str]:
+    """Text of each run of supervised tokens."""
+    ids, mask = render.document(conversation)
+    runs: list[list[int]] = []
+    for i, token in enumerate(ids.tolist()):
+        if mask[i]:
+            if not mask[i - 1]:
+                runs.append([])
+            runs[-1].append(token)
+    return [str(render.tokenizer.decode(run)) for run in runs]
+
+
+@pytest.mark.parametrize("family", list(FAMILIES)[:3])
+@pytest.mark.parametrize("answer", ["because", "ünïcode 😀 → done", "two\n\nlines", "user: not a turn [/INST"])
+def test_only_answers_with_their_end_are_supervised(family: str, answer: str) -> None:
+    render = renderer(family)
+    found = answers(render, chat("why?", answer, "and then?", "nothing"))
+    assert [text.strip() for text in found] == [answer + FAMILIES[family][1], "nothing" + FAMILIES[family][1]]
+
+
+def test_an_answer_that_repeats_the_question_is_found_in_its_place() -> None:
+    for family in list(FAMILIES)[:3]:
+        found = answers(renderer(family), chat("same", "same", "same", "same"))
+        assert [text.strip() for text in found] == ["same" + FAMILIES[family][1]] * 2
+
+
+def test_old_thinking_that_the_template_cuts_is_not_looked_for() -> None:
+    family = "Qwen3 with thinking"
+    found = answers(renderer(family), chat("why?", "<think>hm</think>\nbecause", "and?", "<think>so</think>\nthus"))
+    assert found == ["because<|im_end|>", "<think>so</think>\nthus<|im_end|>"]
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_prompt_ends_where_the_answer_begins(family: str) -> None:
+    render = renderer(family)
+    conversation = chat("why?", "because")
+    ids, mask = render.document(conversation)
+    prompt = render.prompt_ids(conversation)
+    assert prompt.tolist() == ids[: int(mask.argmax())].tolist()
+
+
+def test_a_template_that_refuses_is_told_apart() -> None:
+    conversation = Conversation((Message("system", "be brief"), Message("user", "why?"), Message("assistant", "so")))
+    with pytest.raises(TemplateRefusesError, match="only user and assistant"):
+        renderer("Mistral").document(conversation)
+
+
+def test_a_base_model_without_a_template_is_one_line() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="no chat template: use an instruct model"):
+        ChatRenderer(tokenizer, frozenset({0}), {}).require_template()
+
+
+def test_plain_text_is_supervised_from_its_second_token() -> None:
+    ids, mask = renderer("Llama 3").document(Conversation(text="some words"))
+    assert mask.tolist() == [False] + [True] * (len(ids) - 1)

@@ -1,0 +1,162 @@
+"""Corpora: every layout of rows, and whatever odd thing a file holds ends in documents or in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from cache_builder.corpus import CorpusConfig, open_corpus
+from cache_builder.formats import FORMATS, Conversation, Message, parse_row
+from specauf.errors import UserError
+
+ASKED = (Message("user", "why?"), Message("assistant", "because"))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}]}, ASKED),
+        ({"conversations": [{"from": "human", "value": "why?"}, {"from": "gpt", "value": "because"}]}, ASKED),
+        ({"prompt": "why?", "response": "because"}, ASKED),
+        ({"question": "why?", "answer": "because"}, ASKED),
+        (
+            {"instruction": "add", "input": "1 2", "output": "3"},
+            (Message("user", "add\n\n1 2"), Message("assistant", "3")),
+        ),
+        ({"turns": ["why?", "and?"]}, (Message("user", "why?"), Message("user", "and?"))),
+        (
+            {"system": "be brief", "conversations": [{"from": "human", "value": "why?"}]},
+            (Message("system", "be brief"), Message("user", "why?")),
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "why?"}], "chosen": [{"role": "assistant", "content": "because"}]},
+            ASKED,
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in ("wh", "y?")]}]},
+            ASKED[:1],
+        ),
+    ],
+)  # fmt: skip
+def test_every_layout_is_found(row: dict[str, Any], expected: tuple[Message, ...]) -> None:
+    assert parse_row(row, None, "row 1").messages == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "message"),
+    [
+        ([1], None, "the row is a list, expected an object"),
+        ({"colour": "red"}, None, "columns are 'colour', expected messages, conversations"),
+        ({"messages": "hello"}, None, "messages is text, expected a list"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, None, r"messages\[0\].role is 'wizard', expected one of"),
+        ({"messages": [{"role": "user", "content": 7}]}, None, r"messages\[0\].content is a number, expected text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, None, "expected a part of type text"),
+        ({"prompt": "a"}, "messages", "column messages is missing, found 'prompt'"),
+        ({"text": "\ud800"}, None, "half of a surrogate pair"),
+    ],
+)
+def test_a_bad_row_names_the_field_and_what_stands_there(row: Any, form: Any, message: str) -> None:
+    with pytest.raises(UserError, match=f"row 9.*{message}|{message}") as caught:
+        parse_row(row, form, "row 9")
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_json_names_its_line(tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": f"question {i}"}) for i in range(9)]
+    lines[6] = '{"prompt": "question 6'
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"c\.jsonl line 7 is not JSON: Unterminated string.*column 12") as caught:
+        open_corpus(CorpusConfig(str(tmp_path / "c.jsonl")))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("c.jsonl", b"", "is empty: expected at least one document"),
+        ("c.txt", b"\n\n  \n", "is empty"),
+        ("c.jsonl", b'{"text": "caf\xe9"}', "is not UTF-8: byte 13 is 0xe9"),
+        ("c.json", b"[1, 2", "is not JSON"),
+        ("c.docx", b"x", "has the suffix '.docx', expected one of"),
+        ("c.parquet", b"not parquet", "cannot be loaded"),
+        ("c.jsonl", b"[" * 100_000, "line 1 is not JSON"),
+        ("c.jsonl", b'{"n": ' + b"9" * 5000 + b"}", "line 1 is not JSON that can be read"),
+    ],
+)
+def test_files_that_are_no_corpus(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=message) as caught:
+        open_corpus(CorpusConfig(str(tmp_path / name)))
+    assert "\n" not in str(caught.value)
+
+
+def test_directories_and_parquet(tmp_path: Path) -> None:
+    import datasets
+
+    with pytest.raises(UserError, match="directory without"):
+        open_corpus(CorpusConfig(str(tmp_path)))
+    rows = [{"prompt": f"question {i}"} for i in range(5)]
+    for part in (rows[:2], rows[2:]):
+        (tmp_path / f"{len(part)}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part))
+    corpus = open_corpus(CorpusConfig(str(tmp_path)))
+    assert [c.messages[0].content for c in corpus] == [r["prompt"] for r in rows]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "p.parquet"))
+    with pytest.raises(UserError, match=r"mixes \.jsonl, \.parquet"):
+        open_corpus(CorpusConfig(str(tmp_path)))
+    corpus = open_corpus(CorpusConfig(str(tmp_path / "p.parquet")))
+    assert [c.messages[0].content for c in corpus] == [r["prompt"] for r in rows]
+
+
+TEXTS = st.text(st.characters(), max_size=12)
+NAMES = st.sampled_from(
+    ["messages", "conversations", "turns", "text", "prompt", "question", "instruction", "response", "answer", "output",
+     "role", "from", "content", "value", "type", "system", "tool_calls", "chosen"]
+) | TEXTS  # fmt: skip
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | TEXTS
+    | st.sampled_from(["user", "assistant", "gpt", "tool"])
+)
+VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionaries(NAMES, v, max_size=4), max_leaves=12)
+TURNS = st.lists(st.fixed_dictionaries({"role": SCALARS, "content": SCALARS}) | VALUES, max_size=4)
+ROWS = VALUES | st.dictionaries(NAMES, VALUES | TURNS, max_size=4)
+
+
+@given(row=ROWS, form=st.none() | st.sampled_from(FORMATS))
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+@example(row={"messages": [{}]}, form=None)
+def test_a_thousand_odd_rows_end_in_a_document_or_one_line(row: Any, form: Any) -> None:
+    try:
+        found = parse_row(row, form, "here")
+    except UserError as error:
+        said = str(error)
+        assert "\n" not in said.replace("\\n", "")
+        assert len(said) < 2000
+        return
+    assert isinstance(found, Conversation)
+    for message in found.messages:
+        assert message.role in ("system", "user", "assistant", "tool")
+        message.content.encode()
+    assert found.text is None or not found.messages
+
+
+@given(
+    lines=st.lists(st.binary(max_size=30) | ROWS.map(lambda r: json.dumps(r, ensure_ascii=True).encode()), max_size=6),
+    name=st.sampled_from(["c.jsonl", "c.json", "c.txt"]),
+)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+def test_odd_files_end_in_documents_or_one_line(tmp_path: Path, lines: list[bytes], name: str) -> None:
+    (tmp_path / name).write_bytes(b"\n".join(lines))
+    try:
+        found = list(open_corpus(CorpusConfig(str(tmp_path / name))))
+    except UserError as error:
+        said = str(error)
+        assert "\n" not in said
+        return
+    assert found
