@@ -14,7 +14,12 @@ from specauf.errors import UserError, run_command, unknown_name
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("specauf.training_cli:main", "train a drafter from a cache"),
     "validate": ("specauf.training_cli:main", "replay a checkpoint on the cache's held-out documents"),
+    "sweep": ("specauf.sweep:sweep", "train every given loss with every given seed, and compare them"),
     "evaluate": ("specauf.evaluation.cli:evaluate", "decode benchmarks speculatively with the real target"),
+    "audit": (
+        "specauf.evaluation.audit_cli:audit",
+        "measure how training fits inference, without the target",
+    ),
     "export": (
         "specauf.export.cli:export",
         "write a drafter as z-lab, SGLang, vLLM and llama.cpp load it, or check one",

@@ -1,0 +1,144 @@
+"""`specauf audit CACHE DRAFTER`."""
+
+import json as json_module
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from specauf.cache import Cache, open_cache
+from specauf.checkpoint import load_drafter
+from specauf.command import run_function
+from specauf.drafters import Drafter, TargetVocabulary
+from specauf.errors import UserError
+from specauf.evaluation.audit import audit_record
+from specauf.evaluation.audit_blocks import observe_documents
+from specauf.evaluation.audit_report import markdown
+from specauf.progress import progress
+
+
+def audit_command(
+    cache: str,
+    drafter: Path,
+    split: Literal["held_out", "train"] = "held_out",
+    documents: int = 32,
+    anchors_per_document: int = 8,
+    gamma: float = 7.0,
+    seed: int = 0,
+    evaluation: Path | None = None,
+    run: str | None = None,
+    out: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Audit how training of a drafter is aligned with inference, from a cache and without the target.
+
+    Args:
+        cache: directory or URL of a cache of the drafter's target.
+        drafter: run directory, checkpoint, z-lab or speculators directory.
+        split: which documents.
+        documents: at most so many.
+        anchors_per_document: blocks that training would draw from each.
+        gamma: of the decay it is compared with.
+        seed: of the anchors.
+        evaluation: an evaluation.json with real decoding of this drafter.
+        run: the drafter's name there, when it holds several.
+        out: directory for audit.md and audit.json; none are written when not given.
+        json: write the figures to this file too.
+    """
+    for name, value in (("documents", documents), ("anchors_per_document", anchors_per_document)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: give at least 1")
+    opened = open_cache(cache)
+    evaluated = _evaluated(evaluation, run)
+    loaded = load_drafter(drafter, opened.manifest.identity.num_target_layers).eval()
+    _check(loaded, opened, cache)
+    text = _texts(opened)
+    found = opened.documents(split=split, topk=False, features=loaded.needs_features)
+    total = min(documents, len(found))
+    if total == 0:
+        raise UserError(f"split: the cache has no {split} documents: give --split=train")
+    with progress("auditing", total, unit="documents") as advance:
+
+        def counted() -> Any:
+            for document in islice(found, documents):
+                yield document
+                advance(1)
+
+        observed = observe_documents(loaded, TargetVocabulary.from_cache(opened), counted(), anchors_per_document, seed)
+    record: dict[str, Any] = {
+        "drafter": str(drafter),
+        "cache": cache,
+        "cache_fingerprint": opened.fingerprint,
+        "split": split,
+        "features": opened.manifest.identity.features,
+        "target_argmax_is_data": opened.manifest.counts.argmax_is_data,
+    } | audit_record(
+        observed,
+        gamma=gamma,
+        text=text,
+        exact=bool(opened.manifest.identity.regeneration.get("greedy")),
+        evaluation=evaluated,
+    )
+    page = markdown(record)
+    print(page)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "audit.md").write_text(page)
+    for file in (json, None if out is None else out / "audit.json"):
+        if file is not None:
+            file.write_text(json_module.dumps(record, indent=2) + "\n")
+
+
+def _check(drafter: Drafter, cache: Cache, where: str) -> None:
+    identity = cache.manifest.identity
+    config = drafter.config
+    expected: dict[str, Any] = {
+        "hidden_size": config.hidden_size,
+        "vocab_size": config.vocab_size,
+        "num_target_layers": config.num_target_layers,
+    }
+    if drafter.needs_features:
+        expected["taps"] = config.taps
+        if identity.features == "none":
+            raise UserError(f"cache {where}: features is 'none', the drafter reads some: build a cache with features")
+    identity.require(where, **expected)
+
+
+def _texts(cache: Cache) -> Any:
+    """Text of a token id, by the tokenizer in the cache."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(cache.target.tokenizer_directory)
+    known: dict[int, str] = {}
+
+    def text(token: int) -> str:
+        if token not in known:
+            known[token] = str(tokenizer.decode([token]))
+        return known[token]
+
+    return text
+
+
+def _evaluated(file: Path | None, run: str | None) -> dict[str, Any] | None:
+    from specauf.evaluation.cli import EVALUATION, read_record
+
+    if file is None:
+        return None
+    runs = read_record(file / EVALUATION if file.is_dir() else file)["runs"]
+    if run is None and len(runs) > 1:
+        raise UserError(f"run: {file} holds {', '.join(runs)}: name the drafter's with --run")
+    name = run or next(iter(runs))
+    if name not in runs:
+        raise UserError(f"run: {name} found, one of {', '.join(runs)} expected: name one of {file} with --run")
+    return dict(runs[name])
+
+
+def audit(argv: list[str]) -> None:
+    """Parse and run `specauf audit`; the first two words without a flag are the cache and the drafter."""
+    words = list(argv[1:])
+    names = ["--cache", "--drafter"]
+    for i, name in enumerate(names):
+        if i < len(words) and not words[i].startswith("-"):
+            words[i] = f"{name}={words[i]}"
+        else:
+            break  # the rest has flags
+    run_function(audit_command, [argv[0], *words])

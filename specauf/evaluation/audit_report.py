@@ -1,0 +1,112 @@
+"""The audit as a Markdown page; reads its JSON only."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The page.
+
+    Args:
+        record: of `audit_record`, with `drafter` and `cache`.
+    """
+    tau, support = record["tau"], record["support"]
+    low, high = tau["replay_95"]
+    slots = record["by_slot"]["decoding_anchors"]
+    lines = [
+        f"# Audit of {record['drafter']}",
+        "",
+        f"Cache {record['cache']}, split {record['split']}: {record['documents']} documents, "
+        f"{record['cycles']} cycles, {record['training_blocks']} training blocks. No target was loaded.",
+        "",
+        "## Emitted length",
+        "",
+        f"- Replay of the cached answers: {tau['replay']:.3f} ({low:.3f} to {high:.3f}), "
+        + (
+            "exact: the target wrote them greedily."
+            if tau["replay_is_exact"]
+            else "an estimate: the target did not write them greedily."
+        ),
+        f"- At training's random anchors: {tau['at_random_anchors']:.3f}.",
+    ]
+    if tau["evaluated"] is None:
+        lines.append("- Real decoding: not given (--evaluation).")
+    else:
+        a, b = tau["evaluated_95"]
+        lines.append(
+            f"- Real decoding: {tau['evaluated']:.3f} ({a:.3f} to {b:.3f}), "
+            f"{tau['evaluated'] / tau['replay'] - 1:+.1%} against replay; other prompts differ, a lower figure on the same prompts is a fault."
+        )
+    lines += ["", "## Training signal behind the first wrong draft", ""]
+    lines += [
+        "| weighting | weight that inference never reaches | loss that inference never reaches |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {support[name]['wasted_weight']:.1%} | {support[name]['wasted_loss']:.1%} |"
+            for name in ("uniform", "decay", "auf")
+        ),
+        "",
+        f"AUF would keep {support['support_ratio']:.1%} of the valid slots. Share of the weight by slot:",
+        "",
+    ]
+    count = len(support["auf"]["weight_by_slot"])
+    header = ["slot", *map(str, range(1, count + 1))]
+    lines += _table(header, [[n, *_percent(support[n]["weight_by_slot"])] for n in ("uniform", "decay", "auf")])
+    lines += ["", "## Acceptance by slot, at the anchors decoding visits", ""]
+    lines += _table(header, [[name, *_percent(values)] for name, values in slots.items()])
+    accuracy = record["by_slot"]["training_anchors"]["accuracy"]
+    lines += _table(header, [["accuracy", *_percent(accuracy)]])[2:]
+    lines += [
+        "",
+        "`survival`: accepted, of all. `conditional`: accepted, of those reached. `accuracy`: right, reached or",
+    ]
+    lines += ["not, at training's random anchors: what training logs count."]
+    lines += ["", "## Acceptance by kind of token", ""]
+    lines += _table(
+        ["kind", "reached", "acceptance", "share of block ends"],
+        [
+            [name, f"{row['reached']:,}", f"{row['acceptance']:.1%}", f"{row['share_of_ends']:.1%}"]
+            for name, row in record["by_token_kind"].items()
+        ],
+    )
+    lines += ["", "## Tokens that end blocks", ""]
+    lines += _table(
+        ["token", "blocks ended", "share of ends", "acceptance", "most drafted instead"],
+        [
+            [
+                _quoted(row["text"]),
+                f"{row['ends']:,}",
+                f"{row['share_of_ends']:.1%}",
+                f"{row['acceptance']:.1%}",
+                _quoted(row["drafted_instead"]),
+            ]
+            for row in record["block_ends"]
+        ],
+    )
+    reached, valid = (record["calibration"][k] for k in ("reached", "all_valid"))
+    lines += [
+        "",
+        "## Calibration of the drafter's confidence",
+        "",
+        f"Expected calibration error {reached['ece']:.3f} over the slots decoding reaches, {valid['ece']:.3f} over all "
+        "valid slots at training's anchors.",
+        "",
+    ]
+    lines += _table(
+        ["slots", "mean confidence", "accuracy"],
+        [[f"{b['slots']:,}", f"{b['confidence']:.3f}", f"{b['accuracy']:.3f}"] for b in reached["bins"]],
+    )
+    return "\n".join([*lines, ""])
+
+
+def _percent(values: list[float | None]) -> list[str]:
+    return ["" if value is None else f"{value:.1%}" for value in values]
+
+
+def _quoted(text: str) -> str:
+    return "`" + repr(text)[1:-1].replace("|", "\\|").replace("`", "'") + "`"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return [lines[0], "|---" * len(header) + "|", *lines[1:]]
