@@ -41,7 +41,6 @@ class BlockLayout:
 
 
 @runtime_checkable
-@runtime_checkable
 class Attend(Protocol):
     """Attention of blocks over shared context rows and their own slots."""
 
@@ -99,3 +98,12 @@ class SdpaAttend:
         lengths = self.layout.lengths[first:end, None]
         column = torch.arange(longest + block, device=lengths.device)
         return ((column < lengths) | (column >= longest))[:, None, None, :]
+
+
+def training_attend(layout: BlockLayout) -> Attend:
+    """The attention that training uses where the layout lies: FlexAttention on CUDA, one SDPA a document elsewhere."""
+    if layout.starts.is_cuda:
+        from specauf.drafters.flex import FlexAttend  # its import alone costs a second, and a CPU never needs it
+
+        return FlexAttend(layout)
+    return SdpaAttend(layout)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from specauf.data.batch import BlockBatch
-from specauf.drafters.attention import Attend, BlockLayout, SdpaAttend
+from specauf.drafters.attention import Attend, BlockLayout, SdpaAttend, training_attend
 from specauf.drafters.blocks import BlockLayer, KeyValue, Rotation, initialise, rotation
 from specauf.drafters.config import DrafterConfig
 from specauf.drafters.memory import ContextMemory
@@ -162,7 +162,7 @@ class Drafter(nn.Module, ABC):
         self.check(vocabulary, None if batch.features is None else batch.features.shape[1])
         starts = batch.doc_offsets[batch.anchor_doc]
         positions = batch.anchors - starts
-        attend = SdpaAttend(BlockLayout.of(starts, positions))
+        attend = training_attend(BlockLayout.of(starts, positions))
         return self.block_rows(
             batch.tokens[batch.anchors], positions, self.encode(batch, vocabulary), attend, vocabulary
         )

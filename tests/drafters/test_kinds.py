@@ -71,10 +71,10 @@ def decoding_logits(drafter: Drafter, vocabulary: TargetVocabulary, d: TinyDocum
     return torch.cat(seen)[:slots]
 
 
-def learn(drafter: Drafter, vocabulary: TargetVocabulary, batch: BlockBatch, steps: int) -> float:
+def learn(drafter: Drafter, vocabulary: TargetVocabulary, batch: BlockBatch, steps: int, rate: float = 5e-3) -> float:
     """Train on one batch with AUF; the last loss of the branch that drafts."""
     objective = Objective(AcceptUntilFail(), CrossEntropy())
-    optimizer = torch.optim.Adam(drafter.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(drafter.parameters(), lr=rate)
     drafter.train()
     value = float("inf")
     for step in range(steps):

@@ -103,7 +103,8 @@ def greedy_answer(target: Any, ids: Int[Tensor, " tokens"], new: int, **settings
 def features_of(
     target: Any, ids: Int[Tensor, " tokens"], taps: tuple[int, ...] = TAPS
 ) -> Float[Tensor, "tokens features"]:
-    hidden = target(ids[None], output_hidden_states=True).hidden_states
+    with torch.no_grad():
+        hidden = target(ids[None], output_hidden_states=True).hidden_states
     return torch.cat([hidden[tap + 1][0] for tap in taps], -1)
 
 
@@ -118,12 +119,19 @@ class TinyDocument:
     sketch: Float[np.ndarray, "tokens rank"] | None = None
 
 
-def document(target: Any, length: int, new: int, seed: int = 0, taps: tuple[int, ...] = TAPS) -> TinyDocument:
-    """A prompt with the target's greedy answer and features."""
-    ids = prompt(length, seed)
+def document(
+    target: Any,
+    length: int,
+    new: int,
+    seed: int = 0,
+    taps: tuple[int, ...] = TAPS,
+    ids: Int[Tensor, " tokens"] | None = None,
+) -> TinyDocument:
+    """A prompt (random, of a length, when not given) with the target's greedy answer and features."""
+    ids = prompt(length, seed) if ids is None else ids
     tokens = torch.cat([ids, torch.tensor(greedy_answer(target, ids, new))])
     return TinyDocument(
-        seed, tokens.numpy(), np.arange(len(tokens)) >= length, features_of(target, tokens, taps).numpy()
+        seed, tokens.numpy(), np.arange(len(tokens)) >= len(ids), features_of(target, tokens, taps).numpy()
     )
 
 

@@ -1,0 +1,102 @@
+"""Block attention with FlexAttention, for CUDA: one fused kernel over all documents and blocks of a batch.
+
+Context rows and block slots are laid end to end as one row of keys; a block mask says which tiles hold anything to see,
+and tiles without are never computed. Lengths are padded to whole tiles, so that ragged batches share few shapes.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from specauf.drafters.attention import BlockLayout
+
+TILE = 128
+"""Rows and columns of a tile; lengths are padded to a multiple."""
+
+
+@cache
+def compiled() -> Callable[..., Any]:
+    """FlexAttention's kernel, compiled once per process for lengths that vary."""
+    return torch.compile(flex_attention, dynamic=True)
+
+
+class FlexAttend:
+    """See `Attend`: the same result as `SdpaAttend`, from FlexAttention.
+
+    Args:
+        layout: which context rows each block sees.
+        kernel: FlexAttention, compiled or not.
+    """
+
+    def __init__(self, layout: BlockLayout, kernel: Callable[..., Any] | None = None) -> None:
+        self.layout = layout
+        self.kernel = kernel or compiled()
+        self._masks: dict[tuple[int, int, int], BlockMask] = {}
+
+    def __call__(
+        self,
+        query: Float[Tensor, "blocks queries heads head_dim"],
+        context_key: Float[Tensor, "tokens kv_heads head_dim"],
+        context_value: Float[Tensor, "tokens kv_heads head_dim"],
+        block_key: Float[Tensor, "blocks block kv_heads head_dim"],
+        block_value: Float[Tensor, "blocks block kv_heads head_dim"],
+    ) -> Float[Tensor, "blocks queries heads head_dim"]:
+        """Attend, all blocks at once."""
+        blocks, queries, heads, head_dim = query.shape
+        tokens, block = len(context_key), block_key.shape[1]
+        # Blocks start at a whole tile, so that the tiles of the context depend on the context alone.
+        room = _whole(tokens)
+        key = torch.cat([_padded(context_key, room), _padded(block_key.flatten(0, 1), _whole(blocks * block))])
+        value = torch.cat([_padded(context_value, room), _padded(block_value.flatten(0, 1), _whole(blocks * block))])
+        rows = _padded(query.flatten(0, 1), _whole(blocks * queries))
+        out = self.kernel(
+            rows.transpose(0, 1)[None],
+            key.transpose(0, 1)[None],
+            value.transpose(0, 1)[None],
+            block_mask=self._mask(queries, block, room),
+            enable_gqa=heads != block_key.shape[2],
+        )
+        return out[0].transpose(0, 1)[: blocks * queries].view(blocks, queries, heads, head_dim)
+
+    def _mask(self, queries: int, block: int, room: int) -> BlockMask:
+        """The block mask for some queries a block; layers share it."""
+        found = self._masks.get((queries, block, room))
+        if found is not None:
+            return found
+        starts, ends = self.layout.starts, self.layout.starts + self.layout.lengths
+        blocks, last = len(starts), len(starts) - 1
+
+        # A lambda, because the run-time type checks of the tests wrap every `def`, which the kernel's tracer refuses.
+        # Rows that only fill the last tile see column 0: a softmax over nothing is not a number.
+        visible = lambda _batch, _head, row, column: torch.where(  # noqa: E731
+            row // queries < blocks,
+            (column >= starts[(row // queries).clamp(max=last)]) & (column < ends[(row // queries).clamp(max=last)])
+            | (column >= room) & ((column - room) // block == row // queries),
+            column == 0,
+        )
+        columns = room + _whole(blocks * block)
+        made = create_block_mask(
+            visible,
+            None,
+            None,
+            _whole(blocks * queries),
+            columns,
+            device=starts.device,
+            BLOCK_SIZE=TILE,
+        )
+        self._masks[queries, block, room] = made
+        return made
+
+
+def _whole(length: int) -> int:
+    return -(-length // TILE) * TILE
+
+
+def _padded(x: Float[Tensor, "rows heads head_dim"], rows: int) -> Float[Tensor, "padded heads head_dim"]:
+    return F.pad(x, (0, 0, 0, 0, 0, rows - len(x)))

@@ -1,0 +1,93 @@
+"""The two ways of attending agree: FlexAttention on CUDA, SDPA document by document elsewhere."""
+
+import pytest
+import torch
+
+from specauf.drafters.attention import BlockLayout, SdpaAttend, training_attend
+from specauf.drafters.flex import FlexAttend, flex_attention
+from tests.drafters.tiny import batch_of, document, tiny_drafter, tiny_target, vocabulary_of
+
+# Documents of 40, 7 and 150 tokens; blocks with no context, a little and all of it, across tiles of 128.
+STARTS = [0, 0, 40, 40, 47, 47, 47, 47]
+LENGTHS = [0, 39, 1, 6, 0, 77, 128, 149]
+
+
+def inputs(queries: int, block: int, kv_heads: int, device: str = "cpu", dtype: torch.dtype = torch.float32):
+    generator = torch.Generator().manual_seed(queries)
+    shapes = [(8, queries, 4, 16), (197, kv_heads, 16), (197, kv_heads, 16), (8, block, kv_heads, 16)]
+    tensors = [torch.randn(*shape, generator=generator) for shape in [*shapes, shapes[-1]]]
+    return [t.to(device, dtype).requires_grad_() for t in tensors]
+
+
+def layout(device: str = "cpu") -> BlockLayout:
+    return BlockLayout.of(torch.tensor(STARTS, device=device), torch.tensor(LENGTHS, device=device))
+
+
+def plain(query, context_key, context_value, block_key, block_value):
+    """One block, one head, one query at a time."""
+    out = torch.zeros_like(query)
+    share = query.shape[2] // block_key.shape[2]
+    for n, (start, length) in enumerate(zip(STARTS, LENGTHS, strict=True)):
+        key = torch.cat([context_key[start : start + length], block_key[n]])
+        value = torch.cat([context_value[start : start + length], block_value[n]])
+        for head in range(query.shape[2]):
+            scores = query[n, :, head] @ key[:, head // share].T / query.shape[-1] ** 0.5
+            out[n, :, head] = scores.softmax(-1) @ value[:, head // share]
+    return out
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(("queries", "block", "kv_heads"), [(6, 6, 2), (5, 6, 2), (5, 6, 4), (31, 32, 1)])
+def test_both_agree_with_the_plain_sum(queries: int, block: int, kv_heads: int):
+    with torch.no_grad():
+        given = inputs(queries, block, kv_heads)
+        expected = plain(*given)
+        torch.testing.assert_close(SdpaAttend(layout())(*given), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(FlexAttend(layout(), flex_attention)(*given), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kind", ["dflash", "domino", "masked"])
+def test_a_drafter_has_the_same_hidden_states_either_way(kind: str, monkeypatch):
+    target = tiny_target()
+    drafter, vocabulary = tiny_drafter(kind, target), vocabulary_of(target)
+    batch = batch_of([document(target, 5, 12, 1), document(target, 3, 9, 2)], [[1, 5, 8], [4, 11]])
+    with torch.no_grad():
+        expected = drafter(batch, vocabulary)
+        monkeypatch.setattr("specauf.drafters.base.training_attend", lambda at: FlexAttend(at, flex_attention))
+        torch.testing.assert_close(drafter(batch, vocabulary), expected, atol=1e-5, rtol=0)
+
+
+def test_a_cpu_trains_with_sdpa():
+    assert isinstance(training_attend(layout()), SdpaAttend)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_compiled_flex_attention_agrees_with_sdpa_and_so_do_the_gradients(kv_heads: int):
+    assert isinstance(training_attend(layout("cuda")), FlexAttend)
+    results = []
+    for attend in (SdpaAttend(layout("cuda")), FlexAttend(layout("cuda"))):
+        given = inputs(15, 16, kv_heads, "cuda")
+        out = attend(*given)
+        out.square().sum().backward()
+        results.append([out, *(t.grad for t in given)])
+    torch.testing.assert_close(results[0], results[1], atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.gpu
+def test_ragged_lengths_do_not_compile_anew():
+    from torch._dynamo.utils import counters
+
+    def attend(blocks: int) -> None:
+        given = inputs(16, 16, 2, "cuda")
+        at = BlockLayout.of(*(torch.tensor(v[:blocks], device="cuda") for v in (STARTS, LENGTHS)))
+        tensors = [t if n in (1, 2) else t[:blocks] for n, t in enumerate(given)]
+        FlexAttend(at)(*tensors)
+
+    attend(8)
+    attend(7)
+    before = counters["stats"]["unique_graphs"]
+    for blocks in (1, 2, 3, 5, 6):
+        attend(blocks)
+    assert counters["stats"]["unique_graphs"] == before
