@@ -31,13 +31,15 @@ class _Rate(ProgressColumn):
         return Text("" if not speed else rate_text(speed, unit), style="progress.data.speed")
 
 
-def rate_text(rate: float, unit: str) -> str:
+def rate_text(rate: int | float, unit: str) -> str:
     """Units a second, or seconds a unit where those are more than one."""
     return f"{rate:,.1f} {unit}/s" if rate >= 1 else f"{1 / rate:,.1f} s/{unit.removesuffix('s')}"
 
 
 @contextmanager
-def progress(description: str, total: float | None, *, unit: str = "it", initial: float = 0) -> Iterator[Advance]:
+def progress(
+    description: str, total: int | float | None, *, unit: str = "it", initial: int | float = 0
+) -> Iterator[Advance]:
     """Show progress of `total` units under `description` on stderr, with rate and time left.
 
     Args:
@@ -66,7 +68,7 @@ def progress(description: str, total: float | None, *, unit: str = "it", initial
         yield _line_writer(description, total, unit, initial)
 
 
-def _line_writer(description: str, total: float | None, unit: str, initial: float) -> Advance:
+def _line_writer(description: str, total: int | float | None, unit: str, initial: int | float) -> Advance:
     started = last = time.monotonic()
     done = initial
     quiet = os.environ.get("CI", "").lower() in ("1", "true")

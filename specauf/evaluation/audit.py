@@ -12,7 +12,7 @@ from specauf.evaluation.summary import bootstrap_tau, tau_per_prompt, tau_pooled
 from specauf.objectives import accept_until_fail, exponential_decay
 
 
-def support(blocks: Blocks, gamma: float) -> dict[str, Any]:
+def support(blocks: Blocks, gamma: int | float) -> dict[str, Any]:
     """How much of each weighting's signal lies behind the first wrong draft.
 
     Args:
@@ -93,7 +93,7 @@ def token_kind(text: str) -> str:
     return "punctuation"
 
 
-def by_kind(blocks: Blocks, kind: Callable[[int], str]) -> dict[str, dict[str, float]]:
+def by_kind(blocks: Blocks, kind: Callable[[int], str]) -> dict[str, dict[str, Any]]:
     """For each kind of cached token among the slots that decoding reaches: how many, and how many are accepted.
 
     Args:
@@ -146,7 +146,12 @@ def block_ends(blocks: Blocks, text: Callable[[int], str], count: int = 15) -> l
 
 
 def audit_record(
-    observed: Observed, *, gamma: float, text: Callable[[int], str], exact: bool, evaluation: Mapping[str, Any] | None
+    observed: Observed,
+    *,
+    gamma: int | float,
+    text: Callable[[int], str],
+    exact: bool,
+    evaluation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Everything in one record.
 

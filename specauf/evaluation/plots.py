@@ -60,7 +60,7 @@ def figures(record: Record) -> list[Figure]:
     return out
 
 
-def _subplots(columns: int, width: float) -> tuple[Any, list[Any]]:
+def _subplots(columns: int, width: int | float) -> tuple[Any, list[Any]]:
     # Figures of their own, without pyplot: nothing to close, and no display is looked for.
     from matplotlib.figure import Figure as Canvas
 

@@ -22,9 +22,9 @@ class Setting:
     """
 
     max_new_tokens: int
-    temperature: float = 0.0
+    temperature: int | float = 0.0
     top_k: int | None = None
-    top_p: float | None = None
+    top_p: int | float | None = None
     sampling: Sampling = "rejection"
     block_size: int | None = None
     seed: int = 0
@@ -50,10 +50,10 @@ class Setting:
 
 def make_settings(
     max_new_tokens: int,
-    temperatures: Sequence[float],
+    temperatures: Sequence[int | float],
     block_sizes: Sequence[int | None],
     top_k: int | None,
-    top_p: float | None,
+    top_p: int | float | None,
     sampling: Sampling,
     seed: int,
 ) -> list[Setting]:

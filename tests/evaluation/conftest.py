@@ -1,0 +1,59 @@
+"""A tiny target on disk with drafters for it, and prompts: an evaluation takes a second."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from specauf.drafters import DFlashDrafter, DrafterConfig
+from specauf.evaluation.cli import EVALUATION
+from tests.builder.conftest import make_target, make_tokenizer
+from tests.training.conftest import tiny_cache  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """`target`, drafters `one` and `two`, `prompts.jsonl`."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    target = make_target()
+    target.save_pretrained(folder / "target")
+    make_tokenizer().save_pretrained(folder / "target")
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        tiny_drafter(target).save_pretrained(folder / name)
+    prompts = [{"prompt": "write a loop"}, {"turns": ["say hello", "again"]}, {"prompt": "count to ten"}]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    return folder
+
+
+def tiny_drafter(target, **changes) -> DFlashDrafter:
+    settings = {"num_hidden_layers": 1, "block_size": 6, "taps": (1, 2, 3, 4, 5), "mask_token_id": 258} | changes
+    return DFlashDrafter(DrafterConfig.from_target(target.config.to_dict(), **settings)).eval()
+
+
+def command(place: Path, out: Path, *more: str) -> list[str]:
+    """An evaluation of both drafters."""
+    return [
+        "evaluate",
+        f"first={place}/one",
+        f"second={place}/two",
+        f"--target={place}/target",
+        f"--benchmarks=[{place}/prompts.jsonl]",
+        "--max_new_tokens=10",
+        "--dtype=float32",
+        f"--out={out}",
+        *more,
+    ]
+
+
+def record_of(out: Path) -> dict:
+    return json.loads((out / EVALUATION).read_text())

@@ -1,0 +1,176 @@
+"""`specauf evaluate` and `specauf report` from end to end on a tiny target."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+import torch
+
+from specauf.cli import main
+from specauf.evaluation import run as run_module
+from specauf.evaluation.compare import compare, join
+from specauf.evaluation.divergence import divergence, first_difference
+from tests.builder.conftest import make_target
+from tests.evaluation.conftest import command, record_of
+
+
+@pytest.fixture(scope="module")
+def evaluated(place, tmp_path_factory):
+    """Two drafters, two temperatures, two block sizes: one run."""
+    out = tmp_path_factory.mktemp("evaluated")
+    assert main(command(place, out, "--temperatures=[0, 0.9]", "--block_sizes=[null, 3]")) == 0
+    return out
+
+
+def test_one_run_covers_drafters_settings_and_prompts(evaluated):
+    record = record_of(evaluated)
+    assert [p["benchmark"]["setting"] for p in record["parts"]] == [
+        "greedy",
+        "greedy, block 3",
+        "T=0.9, rejection",
+        "T=0.9, rejection, block 3",
+    ]
+    assert record["runs"] == record["parts"][0]["runs"]
+    assert record["lossless"] is True
+    for part in record["parts"]:
+        assert set(part["runs"]) == {"first", "second"}
+        slots = 2 if part["benchmark"]["block_size"] == 3 else 5
+        for run in part["runs"].values():
+            assert run["prompts"] == part["benchmark"]["prompts"] == 3
+            assert len(run["accepted_per_slot"]) == len(run["conditional_acceptance"]) == slots
+            assert run["tau_pooled"] == pytest.approx(1 + sum(run["accepted_per_slot"]))
+            assert run["accepted_pooled"] == run["tau_pooled"] - 1
+            # Drafting, verifying and the rest are all of the time.
+            assert sum(run["milliseconds_per_token"].values()) == pytest.approx(1000 / run["tokens_per_second"])
+            assert run["speedup"] == pytest.approx(run["tokens_per_second"] / run["baseline_tokens_per_second"])
+        assert ("lossless" in part) == part["benchmark"]["setting"].startswith("greedy")
+
+
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_figures(place, tmp_path, monkeypatch):
+    real, decoded = run_module.decode_prompt, []
+
+    def interrupted(*args, **kwargs):
+        if len(decoded) == 2:
+            raise KeyboardInterrupt
+        decoded.append(args[3].task_id)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(run_module, "decode_prompt", interrupted)
+    assert main(command(place, tmp_path)) == 130
+    rows = tmp_path / "evaluation.jsonl"
+    assert len(rows.read_text().splitlines()) == 2
+    with rows.open("a") as file:
+        file.write('{"half a li')  # as a killed process leaves it
+    monkeypatch.setattr(run_module, "decode_prompt", real)
+    assert main(command(place, tmp_path)) == 0
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [line["task_id"] for line in lines] == ["prompts/1", "prompts/2", "prompts/3"]
+    # All is there: nothing is decoded a third time, and fewer prompts are a part of what is there.
+    monkeypatch.setattr(run_module, "decode_prompt", None)
+    monkeypatch.setattr(run_module, "_warm_up", None)
+    before = record_of(tmp_path)["runs"]
+    assert main(command(place, tmp_path)) == 0
+    assert record_of(tmp_path)["runs"] == before
+    assert main(command(place, tmp_path, "--limit=1")) == 0
+    assert record_of(tmp_path)["runs"]["first"]["prompts"] == 1
+
+
+def test_report_is_one_page_whose_figures_stand_in_the_json(evaluated, capsys):
+    assert main(["report", str(evaluated)]) == 0
+    record = json.loads((evaluated / "report.json").read_text())
+    assert record["runs"] == record_of(evaluated)["runs"]
+    markdown, html = ((evaluated / name).read_text() for name in ("report.md", "report.html"))
+    for run in record["runs"].values():
+        for page in (markdown, html):
+            assert f"{run['tau_pooled']:.3f}" in page
+            assert f"{run['tokens_per_second']:.1f}" in page
+    assert "Lossless: every greedy answer" in markdown
+    assert html.count("<svg") == 2 * len(record["parts"])
+    # Self-contained: nothing that a browser would fetch.
+    assert "<script" not in html
+    assert "src=" not in html
+    for number in range(len(record["parts"])):
+        assert f"parts[{number}].runs.*" in html
+    ET.fromstring(html[html.index("<svg") : html.index("</svg>") + 6])
+    assert (evaluated / "report.png").stat().st_size > 10_000
+
+
+def test_training_curves_come_into_the_report(place, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((place / "one" / name).read_bytes())
+    (folder / "metrics.csv").write_text("step,train/support_ratio,val/tau\n9,0.1,\n19,0.2,\n19,,1.5\n")
+    arguments = [a for a in command(place, tmp_path / "out") if not a.startswith(("first", "second"))]
+    assert main([arguments[0], f"mine={folder}", *arguments[1:]]) == 0
+    curves = record_of(tmp_path / "out")["training"]["mine"]
+    assert curves == {
+        "train/support_ratio": {"step": [9, 19], "value": [0.1, 0.2]},
+        "val/tau": {"step": [19], "value": [1.5]},
+    }
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert "<h2>Training</h2>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_evaluations_made_apart_are_compared_in_pairs(place, tmp_path):
+    outs = [tmp_path / name for name in ("a", "b")]
+    for out, skip in zip(outs, ("second", "first"), strict=True):
+        assert main([a for a in command(place, out) if not a.startswith(skip)]) == 0
+    together = tmp_path / "both"
+    assert main(["report", *map(str, outs), f"--out={together}"]) == 0
+    record = json.loads((together / "report.json").read_text())
+    assert list(record["runs"]) == ["first", "second"]
+    assert record["comparisons"]["first/second"]["prompts"] == 3
+
+
+def test_runs_of_one_name_keep_apart_and_only_shared_prompts_count():
+    def run(tasks, accepted):
+        return {"by_prompt": {"task_id": tasks, "accepted": accepted, "cycles": [10] * len(tasks)}}
+
+    pair = compare({"x": run(["1", "2", "3"], [10, 20, 90]), "y": run(["2", "1"], [10, 5])})["x/y"]
+    assert pair["prompts"] == 2
+    assert pair["tau_ratio"] == pytest.approx((1 + 30 / 20) / (1 + 15 / 20))
+    assert compare({"x": run(["1"], [1]), "y": run(["2"], [1])}) == {}
+    part = {"benchmark": {"name": "b", "setting": "greedy", "prompts": 1}, "runs": {"x": run(["1"], [5])}}
+    whole = {"target": "t", "lossless": True, "runs": part["runs"], "parts": [part]}
+    joined = join({"p": whole, "q": whole})
+    assert list(joined["runs"]) == ["p/x", "q/x"]
+    assert joined["comparisons"]["p/x/q/x"]["tau_ratio_95"] == (1.0, 1.0)
+
+
+def test_divergence_finds_the_place_and_the_gap():
+    assert first_difference([1, 2, 3], [1, 2, 3]) is None
+    assert first_difference([1, 2], [1, 2, 3]) == 2
+    target, ids = make_target(), torch.arange(5)[None]
+    plain = target.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)[0, 5:].tolist()
+    assert divergence(target, ids, plain, plain) is None
+    other = [*plain[:3], (plain[3] + 1) % 256, *plain[4:]]
+    logits = target(torch.cat([ids, torch.tensor([plain[:3]])], 1)).logits[0, -1]
+    found = divergence(target, ids, other, plain)
+    assert (found["position"], found["expected"], found["found"]) == (3, plain[3], other[3])
+    assert found["logit_gap"] == pytest.approx(float(logits[plain[3]] - logits[other[3]]), rel=1e-4)
+    assert found["near_tie"] is False
+    assert divergence(target, ids, plain[:4], plain)["logit_gap"] is None
+
+
+def test_a_divergence_of_rounding_alone_is_a_near_tie():
+    class Tied:
+        dtype = torch.bfloat16
+
+        def __call__(self, tokens, logits_to_keep):
+            logits = torch.full((1, 1, 4), -9.0)
+            logits[0, 0, 1:3] = torch.tensor([20.0, 20.125])  # one unit in the last place of bfloat16 here
+            return type("Out", (), {"logits": logits.bfloat16()})
+
+    assert divergence(Tied(), torch.zeros(1, 2, dtype=torch.long), [1], [2])["near_tie"] is True
+
+
+def test_bf16_answers_that_differ_are_reported(place, tmp_path):
+    """Whatever bf16 does on this machine, every answer that is not plain decoding's stands in the record."""
+    assert main(command(place, tmp_path, "--dtype=bfloat16", "--limit=2")) == 0
+    record = record_of(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
+    different = sum(not d["identical"] for row in rows for d in (row["plain"], *row["drafters"].values()))
+    assert record["dtype"] == "bfloat16"
+    assert len(record["divergences"]) == different
+    assert record["lossless"] == (different == 0)

@@ -1,0 +1,102 @@
+"""Every mistake of a user is one line that says what to do, with status 2."""
+
+import json
+
+import pytest
+
+from specauf.cli import main
+from tests.builder.conftest import make_target
+from tests.evaluation.conftest import command, tiny_drafter
+
+CASES = {
+    "missing file": (["--benchmarks=[nosuch.jsonl]"], "benchmark file nosuch.jsonl does not exist"),
+    "empty file": (["--benchmarks=[{tmp}/empty.jsonl]"], "empty.jsonl holds no prompt"),
+    "malformed file": (["--benchmarks=[{tmp}/broken.jsonl]"], "broken.jsonl line 2 is not JSON"),
+    "wrong fields": (["--benchmarks=[{tmp}/fields.jsonl]"], "fields.jsonl line 1 has question"),
+    "wrong fields of a set": (["--benchmarks=[math500={tmp}/fields.jsonl]"], "give the fields of math500"),
+    "not text": (["--benchmarks=[{tmp}/binary.jsonl]"], "is not UTF-8 text"),
+    "not parquet": (["--benchmarks=[{tmp}/bad.parquet]"], "is not Parquet"),
+    "unknown name": (["--benchmarks=[humanevil]"], "unknown benchmark 'humanevil'. Did you mean humaneval?"),
+    "limit": (["--limit=0"], "limit is 0"),
+    "temperature": (["--temperatures=[-1]"], "temperature: -1.0 found"),
+    "top_p": (["--temperatures=[1]", "--top_p=2"], "top_p: 2.0 found"),
+    "block size": (["--block_sizes=[9]"], "block_sizes: 9 found, 2 to 6 expected"),
+    "target": (["--target=nosuch"], "nosuch"),
+    "other target": (["--target={tmp}/other"], "num_target_layers 8, this target has 5"),
+    "missing cache": (["--cache={tmp}/nosuch"], "nosuch does not exist"),
+    "unknown option": (["--nosuch=1"], "nosuch"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_evaluate_refuses_in_one_line(case, place, tmp_path, capsys):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{broken\n')
+    (tmp_path / "fields.jsonl").write_text('{"question": "a"}\n')
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR0")
+    if case == "other target":
+        make_target(layers=5).save_pretrained(tmp_path / "other")
+        from tests.builder.conftest import make_tokenizer
+
+        make_tokenizer().save_pretrained(tmp_path / "other")
+    options, says = CASES[case]
+    assert main(command(place, tmp_path / "out", *(o.format(tmp=tmp_path) for o in options))) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("drafters", "says"),
+    [
+        (["{place}/nosuch"], "nosuch does not exist"),
+        (["{place}"], "holds no drafter"),
+        (["{place}/one", "{place}/one"], "two are called one"),
+    ],
+)
+def test_evaluate_refuses_drafters(drafters, says, place, tmp_path, capsys):
+    words = [w for w in command(place, tmp_path) if not w.startswith(("first", "second"))]
+    assert main([words[0], *(d.format(place=place) for d in drafters), *words[1:]]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_rows_of_other_drafters_are_refused(place, tmp_path, capsys):
+    assert main(command(place, tmp_path, "--limit=1")) == 0
+    words = [w.replace(f"{place}/one", f"{place}/two") for w in command(place, tmp_path, "--limit=1")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "holds results of another target or other drafters" in error
+    assert error.splitlines()[-1].startswith("error: ")
+
+
+def test_report_refuses_what_is_no_evaluation(tmp_path, capsys):
+    (tmp_path / "evaluation.json").write_text(json.dumps({"format": 99}))
+    for source, says in (
+        (tmp_path / "nosuch", "does not exist"),
+        (tmp_path, "format 99 found, 1 expected"),
+        (tmp_path / "evaluation.json", "format 99 found"),
+    ):
+        assert main(["report", str(source)]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+
+
+def test_audit_refuses_in_one_line(place, tiny_cache, tmp_path, capsys):
+    tiny_drafter(make_target(layers=10)).save_pretrained(tmp_path / "deeper")
+    for words, says in (
+        ([str(tmp_path / "nosuch"), str(place / "one")], "nosuch does not exist"),
+        ([str(tiny_cache), str(place / "nosuch")], "nosuch does not exist"),
+        ([str(tiny_cache), str(tmp_path / "deeper")], "num_target_layers is 8, expected 10"),
+        ([str(tiny_cache), str(place / "one"), "--documents=0"], "documents is 0"),
+        ([str(tiny_cache), str(place / "one"), f"--evaluation={tmp_path}/no.json"], "no.json does not exist"),
+        ([str(tiny_cache)], "drafter"),
+    ):
+        assert main(["audit", *words]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
