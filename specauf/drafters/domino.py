@@ -139,12 +139,12 @@ class DominoDrafter(DFlashDrafter):
         self.auf_on, self.base_start, self.base_ratio = auf_on, base_start, base_ratio
         hidden, state = config.hidden_size, config.gru_hidden_dim
         self.prefix_gru = nn.GRU(hidden, state, batch_first=True, bias=False)
-        self.embed_proj = nn.Sequential(
-            nn.Linear(hidden + state, config.emb_dim, bias=False),
-            nn.SiLU(),
-            nn.Linear(config.emb_dim, config.vocab_size, bias=False),
-        )
+        down = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
+        self.embed_proj = nn.Sequential(nn.Linear(hidden + state, config.emb_dim, bias=False), nn.SiLU(), down)
         self.reset_parameters()
+        # A fresh head corrects nothing, and tokens that training with `head_tokens` leaves out are never corrected:
+        # random rows would push them up at random once the whole head decodes.
+        nn.init.zeros_(down.weight)
 
     def base_share(self, progress: float) -> float:
         """The base branch's share of the loss, lambda: linear from `base_start` to 0 at `base_ratio` of the run."""

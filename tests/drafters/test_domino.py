@@ -48,6 +48,18 @@ def test_the_base_branch_is_dflash_with_the_same_weights():
     assert torch.equal(plain.eval()(batch, vocabulary), drafter.branches(batch, vocabulary)[0].rows)
 
 
+def test_a_fresh_head_corrects_nothing_and_learns_only_the_tokens_it_is_trained_on():
+    random, vocabulary, batch, _ = blocks()
+    drafter = DominoDrafter(random.config)
+    base, final = drafter.branches(batch, vocabulary)
+    assert torch.equal(final.head(final.rows), base.head(base.rows))
+    some = vocabulary.restrict(torch.arange(0, 61, 2))
+    _, final = drafter.branches(batch, some)
+    final.head(final.rows).square().sum().backward()
+    moved = drafter.embed_proj[2].weight.grad.abs().sum(1) > 0
+    assert torch.equal(moved, torch.arange(61) % 2 == 0)
+
+
 @pytest.mark.parametrize(
     ("start", "ratio", "progress", "share"),
     [(1.0, 1.0, 0.0, 1.0), (1.0, 1.0, 0.25, 0.75), (0.8, 0.5, 0.25, 0.4), (1.0, 0.5, 0.5, 0.0), (1.0, 0.5, 0.9, 0.0)],
