@@ -150,7 +150,7 @@ def audit_record(
     *,
     gamma: int | float,
     text: Callable[[int], str],
-    exact: bool,
+    greedy: bool,
     evaluation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Everything in one record.
@@ -159,7 +159,8 @@ def audit_record(
         observed: both views of the documents.
         gamma: of the decay it is compared with.
         text: of a token id.
-        exact: the cached answers are the target's own greedy ones, so replay is real decoding.
+        greedy: the cached answers are the target's own greedy ones, so replay is real decoding but for the rounding of
+            stored features.
         evaluation: figures of this drafter in real decoding (a run of an evaluation record), if there are any.
     """
     training, decoding = observed.training, observed.decoding
@@ -168,7 +169,7 @@ def audit_record(
         "replay": tau_pooled(observed.accepted),
         "replay_95": bootstrap_tau(observed.accepted),
         "replay_per_document": tau_per_prompt(observed.accepted),
-        "replay_is_exact": exact,
+        "answers_are_greedy": greedy,
         "at_random_anchors": float(training.accepted.double().mean()) + 1,
         "evaluated": evaluation["tau_pooled"] if evaluation else None,
         "evaluated_95": evaluation["tau_pooled_95"] if evaluation else None,

@@ -75,7 +75,7 @@ def audit_command(
         observed,
         gamma=gamma,
         text=text,
-        exact=bool(opened.manifest.identity.regeneration.get("greedy")),
+        greedy=bool(opened.manifest.identity.regeneration.get("greedy")),
         evaluation=evaluated,
     )
     page = markdown(record)

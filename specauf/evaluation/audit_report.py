@@ -23,8 +23,9 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         f"- Replay of the cached answers: {tau['replay']:.3f} ({low:.3f} to {high:.3f}), "
         + (
-            "exact: the target wrote them greedily."
-            if tau["replay_is_exact"]
+            "which is real decoding, but for how features are stored "
+            f"({record['features']}): the target wrote them greedily."
+            if tau["answers_are_greedy"]
             else "an estimate: the target did not write them greedily."
         ),
         f"- At training's random anchors: {tau['at_random_anchors']:.3f}.",

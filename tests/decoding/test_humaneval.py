@@ -7,17 +7,19 @@ SPECAUF_DRAFTER names a trained drafter, by default the demo's.
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from specauf.checkpoint import load_drafter
-from specauf.decoding import speculative_generate
+from specauf.decoding import replay, speculative_generate
 from specauf.drafters import DFlashDrafter, DrafterConfig, TargetVocabulary
 from specauf.evaluation.benchmarks import load_benchmark
 from specauf.evaluation.divergence import divergence
 from specauf.evaluation.run import encode
 from specauf.targets import load_target, mask_token_id, resolve_target
 from tests.decoding.scripted import ALTERNATING, ALWAYS_RIGHT, ALWAYS_WRONG, ScriptedDrafter
+from tests.drafters.tiny import TinyDocument, features_of
 
 pytestmark = pytest.mark.slow
 PROMPTS, NEW = int(os.environ.get("SPECAUF_PROMPTS", "164")), int(os.environ.get("SPECAUF_NEW_TOKENS", "128"))
@@ -65,6 +67,25 @@ def test_every_drafter_is_lossless_on_every_prompt(smollm2):
     assert set(accepted["wrong"]) == {0}
     assert set(accepted["alternating"]) == {1}
     print({name: len(a) for name, a in accepted.items()}, "cycles but the last, all lossless")
+
+
+def test_replay_of_greedy_answers_is_real_decoding(smollm2):
+    target, tokenizer = smollm2
+    if not TRAINED.exists():
+        pytest.skip("an untrained drafter accepts nothing: train one with make demo, or name one in SPECAUF_DRAFTER")
+    drafter, vocabulary = load_drafter(TRAINED).eval(), TargetVocabulary.from_target(target)
+    real, documents = [], []
+    for number, prompt in enumerate(load_benchmark("humaneval", PROMPTS)):
+        ids = encode(tokenizer, prompt.text)
+        found = speculative_generate(target, drafter, ids, max_new_tokens=NEW, vocabulary=vocabulary)
+        text = torch.cat([ids[0], torch.tensor(found.tokens)])
+        mask = np.arange(len(text)) >= ids.shape[1]
+        features = features_of(target, text, drafter.config.taps).numpy()
+        documents.append(TinyDocument(number, text.numpy(), mask, features))
+        real.append(found.accepted)
+    assert [r.accepted.tolist() for r in replay(drafter, vocabulary, documents)] == real
+    assert sum(map(sum, real)) > 0
+    print(f"tau {1 + sum(map(sum, real)) / sum(map(len, real)):.4f} from replay and from real decoding")
 
 
 def test_in_bf16_every_divergence_is_a_near_tie(smollm2):

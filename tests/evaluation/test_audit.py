@@ -143,7 +143,7 @@ def test_the_command_writes_both_pages_and_no_target_is_loaded(tiny_cache, fitte
     words = ["audit", str(tiny_cache), str(tmp_path / "drafter"), f"--out={tmp_path}", f"--evaluation={tmp_path}"]
     assert main(words) == 0
     record, page = json.loads((tmp_path / "audit.json").read_text()), (tmp_path / "audit.md").read_text()
-    assert record["tau"]["replay_is_exact"] is True
+    assert record["tau"]["answers_are_greedy"] is True
     assert record["tau"]["evaluated"] == 1.25
     assert f"{record['tau']['replay']:.3f}" in page
     assert f"{record['support']['uniform']['wasted_weight']:.1%}" in page

@@ -1,7 +1,10 @@
+import json
+
+import datasets
 import pytest
 
 from specauf.errors import UserError
-from specauf.evaluation.benchmarks import load_benchmark
+from specauf.evaluation.benchmarks import HUB, benchmark_name, load_benchmark
 
 
 def test_humaneval_comes_from_its_package():
@@ -51,3 +54,52 @@ def test_malformed_files_are_named_with_their_line(tmp_path, content, says):
 def test_wrong_names_and_limits(name, limit, says):
     with pytest.raises(UserError, match=says):
         load_benchmark(name, limit)
+
+
+ROWS = {
+    "gsm8k": ({"question": "1 + 1?", "answer": "2"}, "1 + 1?\nPlease reason step by step"),
+    "math500": ({"problem": "x = ?", "solution": "1"}, "x = ?\nPlease reason step by step"),
+    "mbpp": ({"prompt": "Write a loop.", "code": "..."}, "Write a loop."),
+    "mt-bench": ({"prompt": ["first turn", "second"]}, "first turn"),
+    "alpaca": ({"instruction": "Sort.", "input": "3 1"}, "Sort.\n\nInput:\n3 1"),
+}
+
+
+def test_every_hub_set_is_tested():
+    assert set(ROWS) == set(HUB)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_known_sets_come_from_the_hub_or_a_file(name, tmp_path, monkeypatch):
+    row, starts = ROWS[name]
+    asked = []
+
+    def load_dataset(place, subset, split):
+        asked.append((place, subset, split))
+        return datasets.Dataset.from_list([row] * 3)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    from_hub = load_benchmark(name, 2)
+    assert asked == [(HUB[name].place, HUB[name].subset, HUB[name].split)]
+    assert [p.task_id for p in from_hub] == [f"{name}/1", f"{name}/2"]
+    assert from_hub[0].text.startswith(starts)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert load_benchmark(f"{name}={path}")[0].text == from_hub[0].text
+    assert benchmark_name(f"{name}={path}") == name
+
+
+def test_parquet_files(tmp_path):
+    path = tmp_path / "mine.parquet"
+    datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}]).to_parquet(path)
+    assert [(p.task_id, p.text) for p in load_benchmark(str(path))] == [("mine/1", "a"), ("mine/2", "b")]
+
+
+def test_a_hub_that_cannot_be_reached_says_how_to_go_on(monkeypatch):
+    def load_dataset(*args, **kwargs):
+        raise ConnectionError("Couldn't reach the Hub\nand a traceback")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match=r"gsm8k \(openai/gsm8k\) cannot be had.*--benchmarks=gsm8k=FILE") as caught:
+        load_benchmark("gsm8k")
+    assert "\n" not in str(caught.value)
