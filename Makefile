@@ -8,6 +8,8 @@ TARGET ?= smollm2-135m
 CORPUS ?= python-stdlib
 NAME ?= $(TARGET)-$(basename $(notdir $(CORPUS)))
 LOSS ?= auf
+LOSSES ?= decay auf
+SEEDS ?= 0 1 2
 DRAFTER ?= dflash
 INIT ?=
 CACHE ?= $(shell ls -td caches/*/ 2>/dev/null | head -n 1)
@@ -15,7 +17,7 @@ RUN ?= $(shell ls -td runs/*/checkpoints runs/*/*/checkpoints 2>/dev/null | head
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cache train eval test test-slow lint bench clean-demo
+.PHONY: help setup demo cache train sweep eval export test test-slow lint bench clean-demo
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +53,14 @@ cache: setup ## run TARGET once over CORPUS (a name, FILE.jsonl or hub id) and w
 train: setup ## train DRAFTER with LOSS on CACHE (default: the newest), from random weights or those of INIT=DIR
 	$(BIN)/specauf fit -c configs/fit.yaml --model.loss=configs/loss/$(LOSS).yaml --model.drafter=configs/drafter/$(DRAFTER).yaml $(if $(INIT),--model.drafter.init_args.init=$(INIT)) $(if $(CACHE),--data.cache=$(CACHE:/=)) $(ARGS)
 
+sweep: setup ## train every loss of LOSSES with every seed of SEEDS into runs/sweep (or OUT=), and print a table
+	$(BIN)/specauf sweep --losses "$(LOSSES)" --seeds "$(SEEDS)" --out $(or $(OUT),runs/sweep) --drafter $(DRAFTER) $(if $(CACHE),--cache=$(CACHE:/=)) $(ARGS)
+
 eval: setup ## decode HumanEval with the newest run's drafter (or RUN=)
 	$(BIN)/specauf evaluate $(RUN) --target $(TARGET) --out $(RUN) $(ARGS)
+
+export: setup ## write RUN's drafter as servers load it: TO=zlab|speculators OUT=DIR
+	$(BIN)/specauf export $(RUN) --to $(or $(TO),zlab) --out $(or $(OUT),$(RUN)/$(or $(TO),zlab)) $(ARGS)
 
 test: setup ## the fast tests, as CI runs them
 	$(BIN)/python -m pytest -q
