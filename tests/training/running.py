@@ -8,8 +8,6 @@ from pathlib import Path
 
 from specauf.cli import main
 
-FIT = "import sys; from specauf.cli import main; sys.exit(main())"
-
 
 def arguments(cache: Path, run: Path, *options: str) -> list[str]:
     return [
@@ -31,11 +29,11 @@ def fit_here(cache: Path, run: Path, *options: str) -> int:
             os.environ["PL_GLOBAL_SEED"] = seed
 
 
-def fit(cache: Path, run: Path, *options: str, code: str = FIT) -> subprocess.CompletedProcess:
+def fit(cache: Path, run: Path, *options: str, code: str | None = None) -> subprocess.CompletedProcess:
     """In a process of its own, as users run it."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments(cache, run, *options)],
+        [sys.executable, *(["-m", "specauf"] if code is None else ["-c", code]), *arguments(cache, run, *options)],
         capture_output=True,
         text=True,
         env=environment,

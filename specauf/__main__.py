@@ -1,0 +1,7 @@
+"""`python -m specauf` is `specauf`."""
+
+import sys
+
+from specauf.cli import main
+
+sys.exit(main())

@@ -1,0 +1,102 @@
+"""`specauf sweep` on a tiny cache; its runs are processes of their own."""
+
+import json
+import shutil
+
+import pytest
+
+from specauf import sweep as module
+from specauf.cli import main
+from specauf.errors import UserError
+from specauf.sweep import plan, summarise, table
+
+
+def command(cache, out, *more):
+    return [
+        "sweep", "--losses", "decay auf", "--seeds", "0 1", f"--out={out}", f"--cache={cache}", f"--json={out}.json",
+        "--trainer.max_steps=2", "--data.batch_size=4", "--data.anchors_per_document=2", "--trainer.accelerator=cpu",
+        *more,
+    ]  # fmt: skip
+
+
+def test_a_sweep_ends_in_a_table_and_does_nothing_twice(tiny_cache, tmp_path, capsys):
+    out = tmp_path / "sweep"
+    assert main(command(tiny_cache, out)) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["loss", "runs", "tau", "sd", "min", "max", "seconds"]
+    assert sorted((line[0], line[1]) for line in lines[1:]) == [("auf", "2"), ("decay", "2")]
+    found = json.loads((tmp_path / "sweep.json").read_text())["losses"]
+    taus = [found["auf"]["by_seed"][seed]["best_tau"] for seed in ("0", "1")]
+    assert found["auf"]["tau_mean"] == pytest.approx(sum(taus) / 2)
+    before = {d.name: (d / "summary.json").stat().st_mtime_ns for d in out.iterdir()}
+    assert set(before) == {"auf-0", "auf-1", "decay-0", "decay-1"}
+    shutil.rmtree(out / "auf-1")
+    assert main(command(tiny_cache, out)) == 0
+    after = {d.name: (d / "summary.json").stat().st_mtime_ns for d in out.iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {"auf-1"}
+    assert main(command(tiny_cache, out, "--data.window=2")) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_a_failed_run_is_reported_at_the_end_and_tried_again(tiny_cache, tmp_path, capsys, monkeypatch):
+    out, calls = tmp_path / "sweep", []
+
+    class Done:
+        def __init__(self, returncode):
+            self.returncode = returncode
+
+    def run(words, stderr, check):
+        directory = next(w.partition("=")[2] for w in words if w.startswith("--trainer.default_root_dir"))
+        calls.append(directory)
+        if directory.endswith("decay-0") and len(calls) < 5:
+            stderr.write("error: no memory\n")
+            return Done(2)
+        record = {"best_tau": 1.5, "loss": 2.0, "seconds": 1.0}
+        (module.Path(directory) / "summary.json").write_text(json.dumps(record))
+        return Done(0)
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    assert main(command(tiny_cache, out)) == 2
+    captured = capsys.readouterr()
+    assert "1 of 4 runs failed" in captured.err
+    assert "decay-0: no memory" in captured.err
+    assert captured.err.count("\n") == 1
+    assert "auf" in captured.out
+    assert len(calls) == 4
+    assert main(command(tiny_cache, out)) == 0
+    assert len(calls) == 5
+
+
+def test_a_begun_run_goes_on_from_its_checkpoint(tmp_path):
+    (run,) = plan("auf", "3", tmp_path)
+    assert not any(word.startswith("--ckpt_path") for word in run.command([]))
+    (run.directory / "checkpoints").mkdir(parents=True)
+    (run.directory / "checkpoints/last.ckpt").touch()
+    assert run.command(["--x=1"])[-1] == f"--ckpt_path={run.directory}/checkpoints/last.ckpt"
+
+
+def test_one_run_has_no_spread_and_none_has_no_mean(tmp_path):
+    runs = plan("auf decay", "0", tmp_path)
+    runs[0].directory.mkdir()
+    (runs[0].directory / "summary.json").write_text(json.dumps({"best_tau": 1.5, "loss": 2.0, "seconds": 1.0}))
+    rows = [line.split() for line in table(summarise(runs)).splitlines()[1:]]
+    assert rows == [["auf", "1", "1.500", "-", "1.500", "1.500", "1.0"], ["decay", "0", "-", "-", "-", "-", "-"]]
+
+
+@pytest.mark.parametrize(
+    ("losses", "seeds", "says"),
+    [
+        ("nosuch", "0", "unknown loss"),
+        ("auf auf", "0", "--losses"),
+        ("auf", "x", "'x' is no seed"),
+        ("", "0", "--losses"),
+    ],
+)
+def test_wrong_plans_are_refused(tmp_path, losses, seeds, says):
+    with pytest.raises(UserError, match=says):
+        plan(losses, seeds, tmp_path)
+
+
+def test_what_the_sweep_sets_itself_is_refused(tiny_cache, tmp_path, capsys):
+    assert main(command(tiny_cache, tmp_path / "sweep", "--seed_everything=3")) == 2
+    assert "give --losses, --seeds and --out" in capsys.readouterr().err
