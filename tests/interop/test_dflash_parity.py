@@ -14,7 +14,7 @@ from tests.interop.environments import run_in
 from tests.interop.test_exports import compare_decoding
 
 pytestmark = pytest.mark.slow
-BLOCK, NEW = 8, 48
+BLOCK, NEW = 8, 20
 # Beginnings that SmolLM2 continues in sixteen different ways.
 BEGINNINGS = (
     "Write a Python function that adds two numbers.", "Name three colours.", "What is the capital of France?",
@@ -49,7 +49,6 @@ def test_our_weights_give_zlabs_hidden_states(tmp_path: Path):
 
 
 def test_zlabs_generate_decodes_smollm2_as_ours_does_token_for_token_and_cycle_for_cycle(tmp_path: Path):
-    torch.set_num_threads(2)
     torch.manual_seed(0)
     target, tokenizer = load_target(resolve_target("smollm2-135m"))
     prompts = [
@@ -64,8 +63,8 @@ def test_zlabs_generate_decodes_smollm2_as_ours_does_token_for_token_and_cycle_f
     drafter = DFlashDrafter(DrafterConfig.from_target(target.config.to_dict(), **settings))
     # It knows half of the answers, more or less: blocks are accepted whole, in part, and not at all.
     known = [document(target, 0, NEW, taps=taps, ids=torch.tensor(prompt)) for prompt in prompts[::2]]
-    starts = [range(len(p), len(d.tokens) - 1, 2) for p, d in zip(prompts[::2], known, strict=True)]
-    learn(drafter, vocabulary, batch_of(known, [list(s) for s in starts], BLOCK), steps=60, rate=2e-3)
+    starts = [range(len(p), len(d.tokens) - 1, 3) for p, d in zip(prompts[::2], known, strict=True)]
+    learn(drafter, vocabulary, batch_of(known, [list(s) for s in starts], BLOCK), steps=30, rate=2e-3)
     export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
-    cycles = compare_decoding(drafter, tmp_path / "zlab", "smollm2-135m", prompts, NEW, tmp_path, threads=2)
-    assert cycles > 100
+    cycles = compare_decoding(drafter, tmp_path / "zlab", "smollm2-135m", prompts, NEW, tmp_path)
+    assert cycles > 50
