@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import zarr
@@ -307,7 +307,8 @@ def _encode_group(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Map
 def _compressor(name: str, array: np.ndarray) -> BloscCodec:
     """Fast Zstandard; LZ4 for bf16 features, whose mantissas do not shrink: reading them must be near copying them."""
     bf16 = name == "features" and array.dtype == np.uint16
-    cname, level = ("lz4", 5) if bf16 else ("zstd", 1)
+    cname: Literal["lz4", "zstd"] = "lz4" if bf16 else "zstd"
+    level = 5 if bf16 else 1
     return BloscCodec(
         cname=cname, clevel=level, shuffle="shuffle", typesize=array.dtype.itemsize, blocksize=BLOCK_BYTES
     )

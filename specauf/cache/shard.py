@@ -1,6 +1,6 @@
 """One shard: read whole, checked against its digests, decoded once, cut into documents."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from specauf.cache import logprobs
-from specauf.cache.arrays import read_array
+from specauf.cache.arrays import decode_object, read_array
 from specauf.cache.features import FeatureCodec, decode_sketch
 from specauf.cache.location import Location
 from specauf.cache.objects import check_listing, field_of, read_checked
@@ -153,5 +153,15 @@ def load_shard(
     objects = read_checked(place, record, whole, problems)
     if problems:
         return None
-    with place.as_local(objects) as folder:
-        return Shard(first, {name: read_array(folder, name) for name in fields}, codec)
+    arrays = {name: _decode(name, objects) for name in fields}
+    others = [name for name, array in arrays.items() if array is None]
+    if others:
+        with place.as_local(objects) as folder:
+            arrays |= {name: read_array(folder, name) for name in others}
+    return Shard(first, {name: array for name, array in arrays.items() if array is not None}, codec)
+
+
+def _decode(name: str, objects: Mapping[str, bytes]) -> np.ndarray | None:
+    """A field from its checked bytes; None when it takes Zarr to read it."""
+    chunks = [n for n in objects if n.startswith(f"{name}/c")]
+    return decode_object(objects[f"{name}/zarr.json"], objects[chunks[0]]) if len(chunks) == 1 else None
