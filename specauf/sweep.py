@@ -163,7 +163,6 @@ def summarise(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
             "tau_sd": statistics.stdev(taus) if len(taus) > 1 else None,
             "tau_min": min(taus, default=None),
             "tau_max": max(taus, default=None),
-            "loss_mean": statistics.mean(s["loss"] for s in done.values()) if done else None,
             "seconds_mean": statistics.mean(s["seconds"] for s in done.values()) if done else None,
             "by_seed": {str(seed): s for seed, s in done.items()},
         }

@@ -20,7 +20,7 @@ class SaveProvenance(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Runs on the first rank only, so it must not call anything collective."""
-        directory = Path(trainer.log_dir or trainer.default_root_dir)
+        directory = Path(trainer.default_root_dir)  # `log_dir` would be a collective call
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         record = {
             "argv": sys.argv,
