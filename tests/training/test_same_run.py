@@ -9,7 +9,8 @@ from tests.training.running import fit, fit_here, logged
 
 # The tiny cache has 18 training documents: 2 steps of 8 an epoch, 20 steps in all.
 COMMON = ("--trainer.max_steps=20", "--trainer.max_epochs=20", "--trainer.limit_val_batches=0",
-          "--data.anchors_per_document=5", "--model.optimizer.init_args.lr=3e-3", "--trainer.gradient_clip_val=0.5")  # fmt: skip
+          "--data.anchors_per_document=5", "--model.optimizer.init_args.lr=3e-3",
+          "--trainer.gradient_clip_val=0.5")  # fmt: skip
 LAYOUTS = {
     "one": ("--data.batch_size=8",),
     "two-ranks": ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp"),
@@ -21,6 +22,7 @@ def weights(run):
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["auf", "auf-block"])
 def test_one_rank_two_ranks_and_accumulation_agree(tiny_cache, tmp_path, loss):
     for name, layout in LAYOUTS.items():
