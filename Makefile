@@ -41,8 +41,9 @@ demo: setup ## cache, train AUF and decay, decode HumanEval, report: 20 minutes 
 	$(BIN)/specauf evaluate auf=runs/demo/auf decay=runs/demo/decay --config configs/demo-evaluate.yaml --out runs/demo
 	$(BIN)/specauf report runs/demo
 
-# A killed run goes on from its last checkpoint; a finished one is not run again.
+# A killed run goes on from its last checkpoint, or starts again if it had none; a finished one is not run again.
 runs/demo/%/done:
+	test -f runs/demo/$*/checkpoints/last.ckpt || rm -rf runs/demo/$*
 	$(BIN)/specauf fit -c configs/fit.yaml -c configs/demo.yaml --model.loss=configs/loss/$*.yaml --data.cache=caches/demo \
 	  --trainer.default_root_dir=runs/demo/$* $(if $(wildcard runs/demo/$*/checkpoints/last.ckpt),--ckpt_path=runs/demo/$*/checkpoints/last.ckpt)
 	touch $@
