@@ -14,7 +14,8 @@ from specauf.sweep import plan, summarise, table
 def command(cache, out, *more):
     return [
         "sweep", "--losses", "decay auf", "--seeds", "0 1", f"--out={out}", f"--cache={cache}", f"--json={out}.json",
-        "--trainer.max_steps=2", "--data.batch_size=4", "--data.anchors_per_document=2", "--trainer.accelerator=cpu",
+        "--trainer.max_steps=2", "--trainer.val_check_interval=2",
+        "--data.batch_size=4", "--data.anchors_per_document=2", "--trainer.accelerator=cpu",
         *more,
     ]  # fmt: skip
 
