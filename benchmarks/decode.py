@@ -25,6 +25,7 @@ from specauf.drafters import DFlashDrafter, DrafterConfig, TargetVocabulary
 from specauf.evaluation.benchmarks import load_benchmark
 from specauf.evaluation.results import environment
 from specauf.evaluation.run import encode
+from specauf.linear import use_onednn
 from specauf.targets import load_target, mask_token_id, resolve_target
 
 # Runs with the other package: a prompt a line in, tokens, emitted lengths and seconds a line out.
@@ -87,6 +88,7 @@ def main() -> None:
             DrafterConfig.from_target(target.config.to_dict(), taps=about.taps or (), mask_token_id=mask)
         ).eval()
     assert isinstance(drafter, DFlashDrafter)
+    use_onednn(drafter.requires_grad_(False))
     python = args.python
     if python is None:
         from tests.interop.environments import python_of

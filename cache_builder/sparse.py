@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from specauf.errors import UserError
+from specauf.linear import linear
 
 
 def topk_logprobs(
@@ -37,7 +38,7 @@ def topk_logprobs(
         raise UserError(f"k is {k}, the target's vocabulary has {lm_head.shape[0]} tokens: give a k from 1 to that")
     ids, values = [], []
     for rows in hidden.split(chunk):
-        logits = (rows @ lm_head.T).float() * scale
+        logits = linear(rows, lm_head).float() * scale
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
         normaliser = torch.logsumexp(logits, -1, keepdim=True)

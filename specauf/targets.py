@@ -19,6 +19,7 @@ import yaml
 from specauf.command import CommandParser
 from specauf.configs import find_config, known_configs
 from specauf.errors import UserError
+from specauf.linear import use_onednn
 
 # A hub repository is pinned by its commit; weights on disk by these many bytes of each end of every file.
 FINGERPRINT_BYTES = 1 << 20
@@ -132,8 +133,9 @@ def load_target(config: TargetConfig, *, device: torch.device | str = "cpu") -> 
         )
         if config.gguf_file is not None:
             model = _plain(model)
-    model.to(device)
-    return model.eval().requires_grad_(False), load_tokenizer(config)
+    model.to(device).eval().requires_grad_(False)
+    use_onednn(model)
+    return model, load_tokenizer(config)
 
 
 def load_tokenizer(config: TargetConfig) -> Any:

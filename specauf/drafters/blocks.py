@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from specauf.drafters.attention import Attend
 from specauf.drafters.config import DrafterConfig
+from specauf.linear import Linear
 
 Rotation = tuple[Float[Tensor, "*rows head_dim"], Float[Tensor, "*rows head_dim"]]
 KeyValue = tuple[Float[Tensor, "tokens kv_heads head_dim"], Float[Tensor, "tokens kv_heads head_dim"]]
@@ -33,10 +34,10 @@ class BlockAttention(nn.Module):
         super().__init__()
         hidden, head_dim = config.hidden_size, config.head_dim
         self.head_dim = head_dim
-        self.q_proj = nn.Linear(hidden, config.num_attention_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(hidden, config.num_key_value_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(hidden, config.num_key_value_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * head_dim, hidden, bias=False)
+        self.q_proj = Linear(hidden, config.num_attention_heads * head_dim, bias=False)
+        self.k_proj = Linear(hidden, config.num_key_value_heads * head_dim, bias=False)
+        self.v_proj = Linear(hidden, config.num_key_value_heads * head_dim, bias=False)
+        self.o_proj = Linear(config.num_attention_heads * head_dim, hidden, bias=False)
         self.q_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
 
@@ -81,9 +82,9 @@ class GatedMlp(nn.Module):
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
         """down(silu(gate(x)) * up(x))."""

@@ -16,6 +16,7 @@ from specauf.drafters.memory import ContextMemory
 from specauf.drafters.sketch import fold, unfold
 from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
+from specauf.linear import Linear
 
 
 class DFlashDrafter(Drafter):
@@ -35,7 +36,7 @@ class DFlashDrafter(Drafter):
         super().__init__(config, activation_checkpointing=activation_checkpointing)
         if not config.taps:
             raise UserError("taps: none given, at least one expected; a drafter without features is DRAFTER=masked")
-        self.fc = nn.Linear(config.feature_dim, config.hidden_size, bias=False)
+        self.fc = Linear(config.feature_dim, config.hidden_size, bias=False)
         self.hidden_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.reset_parameters()
 
@@ -72,7 +73,7 @@ class DFlashDrafter(Drafter):
         """A copy of this drafter with another `fc`, over as many features as the weight has columns."""
         other = copy.deepcopy(self)
         other.config = replace(self.config, feature_dim=weight.shape[1])
-        other.fc = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=self.fc.weight.dtype)
+        other.fc = Linear(weight.shape[1], weight.shape[0], bias=False, dtype=self.fc.weight.dtype)
         other.fc.weight.data.copy_(weight)
         return other
 

@@ -19,6 +19,7 @@ from specauf.drafters.config import DrafterConfig, DtypeName
 from specauf.drafters.dflash import DFlashDrafter
 from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
+from specauf.linear import Linear, linear
 
 AufOn = Literal["base", "shared", "own"]
 
@@ -105,7 +106,7 @@ class CorrectionHead(nn.Module):
         assert isinstance(down, nn.Linear)
         ids = self.vocabulary.draft_ids
         weight = down.weight if ids is None else down.weight[ids]
-        correction = nn.functional.linear(nn.functional.silu(up(inputs)) * switch, weight)
+        correction = linear(nn.functional.silu(up(inputs)) * switch, weight)
         base = self.vocabulary.logits(rows[..., : self.vocabulary.hidden_size])
         return base + correction.to(base.dtype)
 
@@ -139,8 +140,8 @@ class DominoDrafter(DFlashDrafter):
         self.auf_on, self.base_start, self.base_ratio = auf_on, base_start, base_ratio
         hidden, state = config.hidden_size, config.gru_hidden_dim
         self.prefix_gru = nn.GRU(hidden, state, batch_first=True, bias=False)
-        down = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
-        self.embed_proj = nn.Sequential(nn.Linear(hidden + state, config.emb_dim, bias=False), nn.SiLU(), down)
+        down = Linear(config.emb_dim, config.vocab_size, bias=False)
+        self.embed_proj = nn.Sequential(Linear(hidden + state, config.emb_dim, bias=False), nn.SiLU(), down)
         self.reset_parameters()
         # A fresh head corrects nothing, and tokens that training with `head_tokens` leaves out are never corrected:
         # random rows would push them up at random once the whole head decodes.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from specauf.cache import Cache
 from specauf.errors import UserError
+from specauf.linear import linear
 
 # Families that multiply the embedding by sqrt(hidden_size) inside the model.
 _SCALED_EMBEDDING = ("gemma", "recurrent_gemma", "paligemma", "t5gemma")
@@ -135,7 +136,7 @@ class TargetVocabulary(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape draft_vocab"]:
         """Logits of normed hidden states through the frozen head, in the head's type."""
-        logits = nn.functional.linear(hidden.to(self.head.dtype), self.head)
+        logits = linear(hidden.to(self.head.dtype), self.head)
         return logits if self.logit_softcap is None else self.logit_softcap * torch.tanh(logits / self.logit_softcap)
 
     def restrict(self, token_ids: Int[Tensor, " draft_vocab"]) -> "TargetVocabulary":

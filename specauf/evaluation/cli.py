@@ -23,6 +23,7 @@ from specauf.evaluation.report import markdown
 from specauf.evaluation.results import FORMAT, evaluation_record
 from specauf.evaluation.run import evaluate_prompts
 from specauf.evaluation.settings import make_settings
+from specauf.linear import use_onednn
 from specauf.targets import load_target, resolve_target
 
 EVALUATION = "evaluation.json"
@@ -79,7 +80,7 @@ def evaluate_command(
     model, tokenizer = load_target(config, device=device)
     for name, drafter in loaded.items():
         check_fits(name, drafter, model)
-        drafter.to(device, getattr(torch, config.dtype))
+        use_onednn(drafter.to(device, getattr(torch, config.dtype)).requires_grad_(False))
     out.mkdir(parents=True, exist_ok=True)
     rows = evaluate_prompts(
         model,
