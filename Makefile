@@ -10,6 +10,7 @@ NAME ?= $(TARGET)-$(basename $(notdir $(CORPUS)))
 LOSS ?= auf
 LOSSES ?= decay auf
 SEEDS ?= 0 1 2
+STUDY ?= reduced
 DRAFTER ?= dflash
 INIT ?=
 CACHE ?= $(shell ls -td caches/*/ 2>/dev/null | head -n 1)
@@ -17,7 +18,7 @@ RUN ?= $(shell ls -td runs/*/checkpoints runs/*/*/checkpoints 2>/dev/null | head
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cache train sweep eval export test test-slow lint bench clean-demo
+.PHONY: help setup demo cache train sweep eval export test test-slow lint bench study clean-demo
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +74,9 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+study: setup ## train and decode every loss of studies/STUDY.yaml (default: reduced), with its table
+	$(BIN)/python -m studies $(STUDY) $(ARGS)
 
 bench: setup ## every benchmark
 	for name in read build loss step decode; do $(BIN)/python -m benchmarks.$$name || exit 1; done

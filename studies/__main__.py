@@ -1,0 +1,113 @@
+"""Run a study: build its caches, train, decode, tabulate. What is done is not done again.
+
+python -m studies NAME [--gsm8k FILE] [--only tables]
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from specauf.errors import UserError, run_command
+from studies.decode import Decoder
+from studies.plan import Group, Study, read_study
+from studies.tables import write_tables
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", help="a file in studies/, without its ending")
+    parser.add_argument("--gsm8k", type=Path, help="JSONL with GSM8K's questions (field `question`), decoded too")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="where results go, in a folder of the study's name"
+    )
+    parser.add_argument("--tables", action="store_true", help="only write the tables of the results that are there")
+    args = parser.parse_args()
+    return run_command(lambda: _study(args))
+
+
+def _study(args: argparse.Namespace) -> None:
+    study = read_study(args.name)
+    if args.gsm8k:
+        study.decoding.benchmarks.append(f"gsm8k={args.gsm8k}")
+    results = args.results / study.name
+    if not args.tables:
+        build_caches(study)
+        failed = [group.name for group in study.groups if not train_and_decode(study, group, results)]
+        if failed:
+            raise UserError(
+                f"groups {', '.join(failed)} have failed runs (see above); the same command tries them again"
+            )
+    print(write_tables(study, results))
+
+
+def build_caches(study: Study) -> None:
+    """Build the caches that are not complete.
+
+    Raises:
+        UserError: a build failed.
+    """
+    for name, cache in study.caches.items():
+        if not (cache.out / "manifest.json").is_file():
+            _call(f"cache {name}", ["cache_builder", "build", *cache.options, f"--out={cache.out}"])
+
+
+def train_and_decode(study: Study, group: Group, results: Path) -> bool:
+    """Train a group's missing runs, then decode those without a result; whether all are there."""
+    runs = Path("runs/study") / study.name / group.name
+    words = ["specauf", "sweep", f"--losses={' '.join(group.losses)}", f"--seeds={' '.join(map(str, group.seeds))}"]
+    words += [f"--out={runs}", f"--cache={study.caches[group.cache].out}", f"--drafter={group.drafter}", *group.options]
+    wanted = {
+        (loss, seed): results / f"{group.name}-{loss}-{seed}.json" for seed in group.seeds for loss in group.losses
+    }
+    missing = {key: file for key, file in wanted.items() if not file.is_file()}
+    if not missing:
+        return True
+    try:
+        _call(f"group {group.name}", words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    decoder = Decoder(study.target, study.decoding, Path("runs/study") / study.name / "answers.json")
+    for (loss, seed), file in missing.items():
+        run = runs / f"{loss}-{seed}"
+        if (run / "summary.json").is_file():
+            record: dict[str, Any] = {
+                "group": group.name,
+                "loss": loss,
+                "seed": seed,
+                "options": group.options,
+                "drafter": group.drafter,
+            }
+            record |= {"training": training_facts(run), **decoder.decode(run)}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(record) + "\n")
+            taus = {name: 1 + sum(b["accepted"]) / sum(b["cycles"]) for name, b in record["benchmarks"].items()}
+            print(f"{file.stem}: tau " + ", ".join(f"{name} {tau:.3f}" for name, tau in taus.items()), flush=True)
+    return all(file.is_file() for file in wanted.values())
+
+
+def training_facts(run: Path) -> dict[str, Any]:
+    """The run's summary, and the mean of its last looks at every slot of the block."""
+    facts: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    log = run / "metrics.csv"  # a run shorter than one logging interval has none
+    rows = list(csv.DictReader(log.read_text().splitlines())) if log.is_file() else []
+    seen = [float(row["train/token_accuracy"]) for row in rows if row.get("train/token_accuracy")]
+    facts["token_accuracy"] = statistics.fmean(seen[-5:]) if seen else None
+    return facts
+
+
+def _call(what: str, words: list[str]) -> None:
+    print("+ python -m " + " ".join(words), flush=True)
+    if subprocess.run([sys.executable, "-m", *words], check=False).returncode:
+        raise UserError(f"{what} failed: see above")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

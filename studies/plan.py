@@ -1,0 +1,126 @@
+"""What a study runs: a YAML file of caches, groups of trainings, and how their drafters are decoded."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from specauf.errors import UserError
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """A cache to build, if it is not there.
+
+    Attributes:
+        out: its directory; studies may share one.
+        options: of `cache-builder build`.
+    """
+
+    out: Path
+    options: list[str]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trainings that differ in loss and seed alone: the same cache, initial weights and batches for each seed.
+
+    Attributes:
+        name: of the group.
+        cache: name of a cache of the study.
+        losses: files in configs/loss/.
+        seeds: of weights, order and anchors.
+        drafter: file in configs/drafter/.
+        options: of `specauf fit`, the same for all.
+        base: the loss that the others are compared with.
+        note: one line for the table.
+    """
+
+    name: str
+    cache: str
+    losses: list[str]
+    seeds: list[int]
+    drafter: str = "dflash"
+    options: list[str] = field(default_factory=list)
+    base: str = "decay"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How every drafter is decoded, greedily, with the real target.
+
+    Attributes:
+        benchmarks: names of `specauf evaluate`; `gsm8k=FILE` is added by --gsm8k.
+        limit: prompts of each.
+        max_new_tokens: of each answer.
+        batch_size: prompts decoded together.
+    """
+
+    benchmarks: list[str]
+    limit: int
+    max_new_tokens: int
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class Study:
+    """One YAML file.
+
+    Attributes:
+        name: of the file.
+        target: name in configs/target/.
+        caches: by name.
+        groups: in the order they run.
+        decoding: the same for all.
+    """
+
+    name: str
+    target: str
+    caches: dict[str, CachePlan]
+    groups: list[Group]
+    decoding: Decoding
+
+
+def read_study(name: str) -> Study:
+    """The study of `studies/NAME.yaml`, or of a path to a YAML file.
+
+    Raises:
+        UserError: the file is missing, or a field is unknown, missing or names what is not there.
+    """
+    file = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+        raise UserError(f"study {name!r} is unknown: give one of {known}, or a YAML file")
+    raw = yaml.safe_load(file.read_text())
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: give a mapping with target, caches, groups and decoding")
+    caches = {key: _made(CachePlan, value, f"{file} caches.{key}") for key, value in raw.pop("caches", {}).items()}
+    caches = {key: CachePlan(Path(cache.out), cache.options) for key, cache in caches.items()}
+    common = raw.pop("common", [])
+    groups = [_made(Group, value, f"{file} groups[{i}]") for i, value in enumerate(raw.pop("groups", []))]
+    decoding = _made(Decoding, raw.pop("decoding", {}), f"{file} decoding")
+    study = _made(Study, raw | {"name": file.stem, "caches": caches, "groups": groups, "decoding": decoding}, str(file))
+    for group in groups:
+        if group.cache not in caches:
+            raise UserError(
+                f"{file}: group {group.name} names the cache {group.cache!r}, known are {', '.join(caches)}"
+            )
+        if group.base not in group.losses:
+            raise UserError(f"{file}: group {group.name} compares with {group.base!r}, which it does not train")
+        group.options[:0] = common
+    return study
+
+
+def _made(kind: Any, values: Any, where: str) -> Any:
+    known = {f.name for f in fields(kind)}
+    wrong = sorted(set(values) - known) if isinstance(values, dict) else [repr(values)]
+    if wrong:
+        raise UserError(f"{where}: {', '.join(wrong)} found, {', '.join(sorted(known))} expected")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}") from error

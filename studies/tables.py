@@ -1,0 +1,127 @@
+"""Tables and a plot of a study's results, from its JSON files alone."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specauf.errors import UserError
+from specauf.evaluation.summary import bootstrap_paired
+from studies.plan import Group, Study
+
+Record = dict[str, Any]
+
+
+def write_tables(study: Study, results: Path) -> str:
+    """Write `table.md` and `gain.png` next to the results; returns the table.
+
+    Raises:
+        UserError: there is no result yet.
+    """
+    records = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
+    if not records:
+        raise UserError(f"{results} holds no result: run the study first")
+    found = [(group, [r for r in records if r["group"] == group.name]) for group in study.groups]
+    text = "\n\n".join(table(group, rows) for group, rows in found if rows) + "\n"
+    (results / "table.md").write_text(text)
+    plot([(group, rows) for group, rows in found if rows], results / "gain.png")
+    return text
+
+
+def table(group: Group, records: Sequence[Record]) -> str:
+    """One row a loss: tau by benchmark, mean over seeds, with the ratio to the base loss and its interval."""
+    names = list(records[0]["benchmarks"])
+    head = ["loss", "seeds", *(c for n in names for c in (f"{n} tau", f"{n} vs {group.base} (95 %)"))]
+    head += ["replay tau", "token accuracy", "train s", "identical"]
+    rows = []
+    for loss in (loss for loss in group.losses if any(r["loss"] == loss for r in records)):
+        mine = [r for r in records if r["loss"] == loss]
+        cells = [f"**{loss}**" if loss == group.base else loss, str(len(mine))]
+        for name in names:
+            cells.append(spread([tau(r, name) for r in mine]))
+            found = gain(mine, [r for r in records if r["loss"] == group.base], name)
+            cells.append("-" if loss == group.base or found is None else "{} ({} to {})".format(*map(percent, found)))
+        cells.append(spread([r["training"]["tau"] for r in mine]))
+        cells.append(spread([r["training"]["token_accuracy"] for r in mine]))
+        cells.append(f"{statistics.fmean(r['training']['seconds'] for r in mine):.0f}")
+        same = sum(b["identical"] for r in mine for b in r["benchmarks"].values())
+        cells.append(f"{same}/{sum(len(b['task_id']) for r in mine for b in r['benchmarks'].values())}")
+        rows.append(cells)
+    title = f"### {group.name}" + (f": {group.note}" if group.note else "")
+    lines = [title, "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
+
+
+def tau(record: Record, benchmark: str) -> float:
+    """Pooled emitted length A + 1."""
+    part = record["benchmarks"][benchmark]
+    return 1 + sum(part["accepted"]) / sum(part["cycles"])
+
+
+def gain(records: Sequence[Record], base: Sequence[Record], benchmark: str) -> tuple[float, float, float] | None:
+    """Ratio of pooled tau to the base's over the seeds both have, with its 95 % interval: prompts drawn in pairs.
+
+    A prompt's cycles of all seeds are drawn together, so seeds do not pass for independent prompts.
+    """
+    both = sorted({r["seed"] for r in records} & {r["seed"] for r in base})
+    if not both:
+        return None
+    sums = [_by_prompt([r for r in side if r["seed"] in both], benchmark) for side in (records, base)]
+    (a, c), (a0, c0) = sums
+    ratio = (a.sum() / c.sum() + 1) / (a0.sum() / c0.sum() + 1)
+    return (float(ratio), *bootstrap_paired(a, c, a0, c0))
+
+
+def _by_prompt(records: Sequence[Record], benchmark: str) -> tuple[np.ndarray, np.ndarray]:
+    parts = [r["benchmarks"][benchmark] for r in records]
+    accepted, cycles = (np.array([part[key] for part in parts], float).sum(0) for key in ("accepted", "cycles"))
+    return accepted, cycles
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean of what was measured, and the range when there are several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    text = f"{statistics.fmean(known):.3f}"
+    return text if len(known) == 1 else f"{text} [{min(known):.3f}, {max(known):.3f}]"
+
+
+def percent(ratio: float) -> str:
+    """A ratio as a signed change."""
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
+def plot(groups: Sequence[tuple[Group, Sequence[Record]]], file: Path) -> None:
+    """Ratio to the base loss with its interval, one panel a group and benchmark."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = [(g, rows, name) for g, rows in groups for name in rows[0]["benchmarks"] if len(g.losses) > 1]
+    if not panels:
+        return
+    height = max(len(g.losses) for g, _, _ in panels)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.2 * len(panels), 1.2 + 0.32 * height), squeeze=False, layout="constrained"
+    )
+    for axis, (group, rows, name) in zip(axes[0], panels, strict=True):
+        base = [r for r in rows if r["loss"] == group.base]
+        points = [
+            (loss, found)
+            for loss in reversed(group.losses)
+            if loss != group.base and (found := gain([r for r in rows if r["loss"] == loss], base, name)) is not None
+        ]
+        middle = [100 * (p[1][0] - 1) for p in points]
+        low, high = ([abs(100 * (p[1][i] - p[1][0])) for p in points] for i in (1, 2))
+        axis.errorbar(middle, range(len(points)), xerr=[low, high], fmt="o", color="tab:blue", capsize=3)
+        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.set_yticks(range(len(points)), [p[0] for p in points])
+        axis.set_xlabel(f"tau against {group.base}, %")
+        axis.set_title(f"{group.name}, {name}", fontsize=10)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

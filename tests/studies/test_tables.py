@@ -1,0 +1,85 @@
+"""Study files are checked before hours are spent, and tables follow from the JSON records alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from specauf.errors import UserError
+from studies.plan import FOLDER, Group, read_study
+from studies.tables import gain, table, tau
+
+
+def record(loss: str, seed: int, accepted: list[int], cycles: list[int]) -> dict[str, Any]:
+    part = {"task_id": [str(i) for i in range(len(cycles))], "accepted": accepted, "cycles": cycles}
+    training = {"tau": 1.5, "token_accuracy": 0.2, "seconds": 60.0}
+    return {
+        "group": "g",
+        "loss": loss,
+        "seed": seed,
+        "training": training,
+        "benchmarks": {"b": part | {"identical": len(cycles)}},
+    }
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_study_reads_and_names_what_exists(file: Path) -> None:
+    study = read_study(file.stem)
+    root = FOLDER.parent
+    for cache in study.caches.values():
+        for option in cache.options:
+            if option.startswith("--config="):
+                assert (root / option.removeprefix("--config=")).is_file()
+    for group in study.groups:
+        for loss in group.losses:
+            assert (root / "configs" / "loss" / f"{loss}.yaml").is_file()
+        assert (root / "configs" / "drafter" / f"{group.drafter}.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": [{"name": "g", "cache": "none", "losses": ["decay"], "seeds": [0]}]}, "'none', known are demo"),
+        ({"groups": [{"name": "g", "cache": "demo", "losses": ["auf"], "seeds": [0]}]}, "compares with 'decay'"),
+        ({"groups": [{"name": "g", "cache": "demo", "loses": ["auf"], "seeds": [0]}]}, "loses found"),
+        ({"surplus": 1}, "surplus found"),
+        ({"decoding": {}}, "decoding"),
+    ],
+)
+def test_a_wrong_study_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    raw = yaml.safe_load((FOLDER / "reduced.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(raw | change))
+    with pytest.raises(UserError, match=message):
+        read_study(str(tmp_path / "mine.yaml"))
+
+
+def test_an_unknown_study_lists_the_known() -> None:
+    with pytest.raises(UserError, match="reduced"):
+        read_study("nosuch")
+
+
+def test_tau_is_pooled_and_gains_are_paired_over_seeds_and_prompts() -> None:
+    base = [record("decay", s, [1, 2, 3], [10, 10, 10]) for s in (0, 1)]
+    better = [record("auf", s, [6, 7, 8], [10, 10, 10]) for s in (0, 1, 2)]
+    assert tau(base[0], "b") == pytest.approx(1.2)
+    ratio, low, high = gain(better, base, "b") or (0, 0, 0)
+    assert ratio == pytest.approx(1.7 / 1.2)  # seed 2 has no partner
+    # Every prompt gains half a token: in pairs the interval is narrow, though prompts differ among themselves.
+    assert 1.3 < low <= ratio <= high < 1.6
+    assert gain(better, [record("decay", 7, [1], [1])], "b") is None
+
+
+def test_the_table_has_a_row_a_loss_with_its_interval() -> None:
+    group = Group("g", "demo", ["decay", "auf", "ce"], [0, 1], note="tiny")
+    rows = [
+        record("decay", 0, [1, 2], [10, 10]),
+        record("auf", 0, [3, 4], [10, 10]),
+        record("auf", 1, [4, 4], [10, 10]),
+    ]
+    lines = table(group, rows).splitlines()
+    assert lines[0] == "### g: tiny"
+    assert [line.split(" | ")[0] for line in lines[4:]] == ["| **decay**", "| auf"]
+    assert "1.375 [1.350, 1.400]" in lines[5]
+    assert "+17.4 % (" in lines[5]
+    assert lines[5].endswith("4/4 |")
