@@ -21,7 +21,7 @@ from cache_builder.document import BuiltDocument
 from cache_builder.features import fit_features
 from cache_builder.stdlib_corpus import stdlib_prompts
 from cache_builder.target import Target
-from cache_builder.teacher import _batches, read_all
+from cache_builder.teacher import batches, read_all
 from cache_builder.writer import StorageSpec, write_shard
 from specauf.cache import FeatureCodec, Identity
 from specauf.progress import progress
@@ -35,7 +35,7 @@ BATCH_TOKENS = 4096
 def bare(target: Target, documents: Documents) -> None:
     """The target's own forward pass, logits of every position and no more."""
     lengths = [len(tokens) for tokens, _ in documents]
-    for numbers in _batches(sorted(range(len(documents)), key=lengths.__getitem__), lengths, BATCH_TOKENS):
+    for numbers in batches(sorted(range(len(documents)), key=lengths.__getitem__), lengths, BATCH_TOKENS):
         ids = torch.zeros((len(numbers), max(lengths[i] for i in numbers)), dtype=torch.int64)
         for row, i in enumerate(numbers):
             ids[row, : lengths[i]] = torch.from_numpy(documents[i][0])

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from cache_builder.encode import encode_group
 from cache_builder.features import encode_features, fit_features, reconstruction_error
 from cache_builder.inspect import TOPK
 from cache_builder.target import Target
 from cache_builder.teacher import read_all
-from cache_builder.writer import _encode_group
 from specauf.cache import Cache, FeatureCodec, logprobs, open_cache
 from specauf.progress import progress
 from specauf.targets import load_target, resolve_target
@@ -63,7 +63,7 @@ def feature_costs(cache: Cache, fit: torch.Tensor, x: torch.Tensor) -> dict[str,
         codec: FeatureCodec = (
             cache.codec if cache.codec.kind == kind else fit_features(fit.float(), kind, taps, rank)  # type: ignore[arg-type]
         )
-        objects = _encode_group(encode_features(x, codec), {})
+        objects = encode_group(encode_features(x, codec), {})
         stored = sum(len(data) for data in objects.values())
         found[kind] = {"bytes_per_token": stored / len(x), "error_by_tap": reconstruction_error(x, codec)}
     return found

@@ -26,9 +26,9 @@ from cache_builder.writer import (
 )
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location
+from specauf.cache.objects import read_checked
 from specauf.cache.reader import FEATURE_FIT, MANIFEST, TARGET
 from specauf.cache.schema import CommitRecord, Identity, Manifest, from_json, to_json
-from specauf.cache.shard import read_checked
 from specauf.errors import UserError
 from specauf.targets import load_target
 

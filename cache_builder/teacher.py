@@ -33,7 +33,7 @@ def read_all(
     """
     order = sorted(range(len(documents)), key=lambda i: (len(documents[i][0]), i))
     results: dict[int, tuple[np.ndarray, np.ndarray, Tensor | None]] = {}
-    for numbers in _batches(order, [len(tokens) for tokens, _ in documents], batch_tokens):
+    for numbers in batches(order, [len(tokens) for tokens, _ in documents], batch_tokens):
         width = max(len(documents[i][0]) for i in numbers)
         ids = torch.zeros((len(numbers), width), dtype=torch.int64)
         for row, i in enumerate(numbers):
@@ -55,11 +55,17 @@ def read_all(
     return [results[i] for i in range(len(documents))]
 
 
-def _batches(order: list[int], lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Documents of like length whose padded tokens stay within the limit."""
-    batches: list[list[int]] = []
+def batches(order: list[int], lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    """Documents of like length whose padded tokens stay within the limit.
+
+    Args:
+        order: the documents, shortest first.
+        lengths: of every document, in tokens.
+        batch_tokens: tokens of a batch, padding counted; a longer document goes alone.
+    """
+    filled: list[list[int]] = []
     for i in order:
-        if not batches or (len(batches[-1]) + 1) * lengths[i] > batch_tokens:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
+        if not filled or (len(filled[-1]) + 1) * lengths[i] > batch_tokens:
+            filled.append([])
+        filled[-1].append(i)
+    return filled

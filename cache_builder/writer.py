@@ -10,22 +10,20 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import zarr
 from safetensors.numpy import save as save_numpy
 from safetensors.torch import save as save_torch
 from torch import Tensor
-from zarr.codecs import BloscCodec
-from zarr.storage import MemoryStore
 
 from cache_builder.document import BuiltDocument
-from cache_builder.features import encode_features
+from cache_builder.encode import encode_group, shard_arrays
 from specauf.cache import logprobs
 from specauf.cache.features import FeatureCodec
 from specauf.cache.integrity import content_problems, count
 from specauf.cache.location import Location, sha256
+from specauf.cache.objects import entry_of
 from specauf.cache.reader import FEATURE_FIT, IDENTITY, LOCK, MANIFEST, NOTES, TARGET
 from specauf.cache.schema import (
     FORMAT_VERSION,
@@ -34,7 +32,6 @@ from specauf.cache.schema import (
     FieldInfo,
     Identity,
     Manifest,
-    ObjectEntry,
     ShardEntry,
     from_json,
     open_sealed,
@@ -43,9 +40,6 @@ from specauf.cache.schema import (
 )
 from specauf.cache.target import CONFIG, TOKENIZER, WEIGHTS
 from specauf.errors import UserError
-
-CHUNK_BYTES = 1 << 20  # decoded, so that several threads share a shard's work
-BLOCK_BYTES = 1 << 18  # Blosc's own choice is 16 times smaller: 5 % more bytes, 1.5 times slower to decode
 
 
 @runtime_checkable
@@ -160,13 +154,13 @@ def write_shard(
     Raises:
         UserError: a document breaks a rule of the format, or the disk is full.
     """
-    arrays, attributes = _arrays(documents, spec)
+    arrays, attributes = shard_arrays(documents, spec.identity, spec.codec)
     for field, what in content_problems(arrays, spec.identity):
         raise UserError(f"{shard_name(number)}: field {field}: {what}: check the target and its tokenizer")
     top1 = np.concatenate([d.topk_ids[:, 0] == d.tokens[d.row_index + 1] for d in documents])
     mass = logprobs.decode_head_mass(arrays["head_mass"])
     counts = count(arrays) + Counts(head_mass_sum=float(mass.sum(dtype=np.float64)), argmax_is_data_sum=int(top1.sum()))
-    objects = _encode_group(arrays, attributes)
+    objects = encode_group(arrays, attributes)
     name = shard_name(number)
     return _commit(Location(cache_dir), name, f"{name}.zarr", objects, spec.identity, counts, dict(drops or {}))
 
@@ -217,101 +211,10 @@ def write_manifest(cache_dir: str, identity: Identity, drops: Mapping[str, int] 
         entries.append(ShardEntry(record.name, record.counts, stored, sha256(to_json(record))))
         _add_fields(fields, place, record)
     target = sha256(place.read(f"{TARGET}.json"))
-    notes = {name: ObjectEntry(len(data), sha256(data)) for name, data in place.read_all(list(NOTES)).items()}
+    notes = {name: entry_of(data) for name, data in place.read_all(list(NOTES)).items()}
     manifest = Manifest(FORMAT_VERSION, identity, counts, total, fields, tuple(entries), target, notes)
     place.write(MANIFEST, seal(manifest))
     return manifest
-
-
-def _arrays(
-    documents: Sequence[BuiltDocument], spec: StorageSpec
-) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-    """A shard's arrays as stored, and each field's attributes."""
-    lengths = np.array([len(d.tokens) for d in documents])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    ids = np.concatenate([d.topk_ids for d in documents])
-    values = np.concatenate([d.topk_logprobs for d in documents]).astype(np.float64)
-    if np.isnan(values).any() or np.isposinf(values).any():
-        raise UserError("the target's log-probabilities hold NaN or Inf: compute in float32, or check the weights")
-    ids = np.where(np.isneginf(values), ids[:, :1], ids)
-    vocab_size = spec.identity.vocab_size
-    tokens = np.concatenate([d.tokens for d in documents])
-    for name, array in (("tokens", tokens), ("topk_ids", ids)):
-        if array.size and (array.min() < 0 or array.max() >= vocab_size):
-            raise UserError(
-                f"{name} hold ids from {array.min()} to {array.max()}, the vocabulary has {vocab_size}: "
-                "the tokenizer does not belong to this target"
-            )
-    ranks, table = logprobs.encode_ids(ids, vocab_size)
-    arrays = {
-        "tokens": tokens.astype(logprobs.smallest_uint(vocab_size - 1)),
-        "loss_mask": np.concatenate([d.loss_mask for d in documents]),
-        "doc_offsets": offsets,
-        "held_out": np.array([d.held_out for d in documents]),
-        "row_index": np.concatenate([d.row_index + o for d, o in zip(documents, offsets[:-1], strict=True)]),
-        "topk_ids": ranks,
-        "id_table": table,
-        "topk_logprobs": logprobs.encode_logprobs(values),
-        "head_mass": logprobs.encode_head_mass(np.exp(values).sum(1)),
-    }
-    attributes: dict[str, dict[str, Any]] = {
-        "topk_ids": {"encoding": "rank in id_table"},
-        "topk_logprobs": {
-            "encoding": "difference along k of codes; sqrt(p) in steps, then log p in steps",
-            "sqrt_steps": logprobs.SQRT_STEPS,
-            "knee_code": logprobs.KNEE_CODE,
-            "log_step": logprobs.LOG_STEP,
-            "no_entry": logprobs.NO_ENTRY,
-        },
-        "head_mass": {
-            "encoding": "log(mass / (1 - mass)) in steps",
-            "step": logprobs.MASS_STEP,
-            "no_tail": logprobs.NO_TAIL,
-        },
-    }
-    if spec.codec.kind != "none":
-        parts = [d.features for d in documents if d.features is not None]
-        if len(parts) != len(documents):
-            raise UserError(f"features are {spec.codec.kind}, but {len(documents) - len(parts)} documents have none")
-        encoded = [encode_features(p, spec.codec) for p in parts]
-        for name in encoded[0]:
-            arrays[name] = np.concatenate([e[name] for e in encoded])
-            attributes[name] = {"encoding": spec.codec.kind, "taps": list(spec.identity.taps)}
-    return arrays, attributes
-
-
-def _encode_group(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
-    """A Zarr v3 group's objects by name; each array is one sharded object."""
-    store = MemoryStore({})
-    group = zarr.create_group(store, zarr_format=3)
-    for name, array in arrays.items():
-        rows = max(1, CHUNK_BYTES // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:]))))
-        rows = min(rows, max(1, len(array)))
-        whole = -(-max(1, len(array)) // rows) * rows
-        stored = group.create_array(
-            name,
-            shape=array.shape,
-            chunks=(rows, *array.shape[1:]),
-            shards=(whole, *array.shape[1:]),
-            dtype=array.dtype,
-            compressors=[_compressor(name, array)],
-            fill_value=0,
-            attributes=dict(attributes.get(name, {})),
-            config={"write_empty_chunks": True},
-        )
-        if array.size:
-            stored[...] = array
-    return {name: value.to_bytes() for name, value in store._store_dict.items()}
-
-
-def _compressor(name: str, array: np.ndarray) -> BloscCodec:
-    """Fast Zstandard; LZ4 for bf16 features, whose mantissas do not shrink: reading them must be near copying them."""
-    bf16 = name == "features" and array.dtype == np.uint16
-    cname: Literal["lz4", "zstd"] = "lz4" if bf16 else "zstd"
-    level = 5 if bf16 else 1
-    return BloscCodec(
-        cname=cname, clevel=level, shuffle="shuffle", typesize=array.dtype.itemsize, blocksize=BLOCK_BYTES
-    )
 
 
 def _commit(
@@ -327,7 +230,7 @@ def _commit(
     place.remove(folder)
     for file, data in sorted(files.items()):
         place.write(f"{folder}/{file}", data)
-    objects = {file: ObjectEntry(len(data), sha256(data)) for file, data in sorted(files.items())}
+    objects = {file: entry_of(data) for file, data in sorted(files.items())}
     record = CommitRecord(FORMAT_VERSION, name, identity.digest, counts, drops, objects)
     place.write(f"{name}.json", to_json(record))
     return record

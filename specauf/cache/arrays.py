@@ -5,6 +5,7 @@ import json
 import math
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ def read_array(folder: Path, name: str) -> np.ndarray:
         return np.asarray(array[...])
 
 
-def decode_object(metadata: bytes, data: bytes) -> np.ndarray | None:
+def decode_object(metadata: bytes | memoryview, data: bytes | memoryview) -> np.ndarray | None:
     """An array whose bytes are at hand, when it is laid out as the builder writes it.
 
-    That is one object: a shard of whole rows with Blosc chunks and its index at the end. Going through Zarr for each of
-    a shard's dozen small arrays costs more than decoding them does.
+    That is one object: a shard of whole rows, in chunks that are Blosc's or plain, and its index at the end. Going
+    through Zarr for each of a shard's dozen small arrays costs more than decoding them does.
 
     Args:
         metadata: the array's `zarr.json`.
@@ -33,7 +34,7 @@ def decode_object(metadata: bytes, data: bytes) -> np.ndarray | None:
     Returns:
         The array; None when it is laid out in another way, which Zarr then reads.
     """
-    meta = json.loads(metadata)
+    meta = json.loads(bytes(metadata))
     shape, outer = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
     codec = meta["codecs"][0]
     if len(meta["codecs"]) != 1 or codec["name"] != "sharding_indexed" or outer[0] < shape[0]:
@@ -41,7 +42,11 @@ def decode_object(metadata: bytes, data: bytes) -> np.ndarray | None:
     sharding = codec["configuration"]
     chunk, dtype = sharding["chunk_shape"], np.dtype(meta["data_type"])
     inner, index = ([c["name"] for c in sharding[names]] for names in ("codecs", "index_codecs"))
-    if inner != ["bytes", "blosc"] or index != ["bytes", "crc32c"] or sharding["index_location"] != "end":
+    if (
+        inner not in (["bytes", "blosc"], ["bytes"])
+        or index != ["bytes", "crc32c"]
+        or sharding["index_location"] != "end"
+    ):
         return None
     if (
         chunk[1:] != shape[1:]
@@ -53,10 +58,40 @@ def decode_object(metadata: bytes, data: bytes) -> np.ndarray | None:
     places = np.frombuffer(data[-16 * count - 4 : -4], "<u8").reshape(count, 2)
     if (places[:, 0] == 2**64 - 1).any():
         return None
-    out, source = np.empty((count, size), np.uint8), memoryview(data)
-    for row, (offset, length) in enumerate(places.tolist()):
-        blosc.decompress(source[offset : offset + length], out[row])
+    out = (_plain if inner == ["bytes"] else _decompress)(data, places, size)
     return out.reshape(-1).view(dtype.newbyteorder("<")).reshape(-1, *shape[1:])[: shape[0]]
+
+
+def _plain(data: bytes | memoryview, places: np.ndarray, size: int) -> np.ndarray:
+    """Chunks that are not compressed; no copy when they lie in order, as the builder writes them."""
+    source, starts = np.frombuffer(data, np.uint8), places[:, 0].astype(np.int64)
+    if (starts == starts[0] + size * np.arange(len(starts))).all():
+        return source[starts[0] : starts[0] + size * len(starts)]
+    return np.concatenate([source[start : start + size] for start in starts])
+
+
+def _decompress(data: bytes | memoryview, places: np.ndarray, size: int) -> np.ndarray:
+    """Blosc chunks, several at once when that is worth it."""
+    out, source = np.empty((len(places), size), np.uint8), memoryview(data)
+    chunks = [source[offset : offset + length] for offset, length in places.tolist()]
+    if out.nbytes < _WORTH_THREADS:
+        for chunk, row in zip(chunks, out, strict=True):
+            blosc.decompress(chunk, row)
+    else:
+        list(_threads().map(blosc.decompress, chunks, out))
+    return out
+
+
+_WORTH_THREADS = 4 << 20  # bytes
+_pool: tuple[int, ThreadPoolExecutor] | None = None
+
+
+def _threads() -> ThreadPoolExecutor:
+    """Threads that decompress; a forked process starts its own, for threads do not survive a fork."""
+    global _pool
+    if _pool is None or _pool[0] != os.getpid():
+        _pool = os.getpid(), ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="specauf-decode")
+    return _pool[1]
 
 
 _LITTLE = {1: {"name": "bytes"}, 2: {"name": "bytes", "configuration": {"endian": "little"}}}

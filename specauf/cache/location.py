@@ -6,18 +6,23 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import typing
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import fsspec
+import google_crc32c
+import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from specauf.errors import UserError
 
 # Object names come from files that someone else may have written: no absolute path, no "..", nothing to expand.
 _SAFE_NAME = re.compile(r"(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+(/(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+)*")
+Data = typing.TypeVar("Data")
+_LARGE = 4 << 20  # bytes
 _TEMPORARY = re.compile(r"\.(tmp|draft)-\d+$")
 
 
@@ -29,6 +34,11 @@ def is_safe_name(name: str) -> bool:
 def sha256(data: bytes | memoryview) -> str:
     """The digest every record of a cache uses, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def crc32c(data: bytes | memoryview) -> int:
+    """The checksum that reading compares: finds damage but no forgery, at memory speed."""
+    return int(google_crc32c.value(np.frombuffer(data, np.uint8) if isinstance(data, memoryview) else data))
 
 
 @dataclass(frozen=True)
@@ -80,11 +90,13 @@ class Location:
             found = filesystem.cat([f"{root}/{n}" for n in names], on_error="omit") if names else {}
             tails = {filesystem._strip_protocol(f"{root}/{n}"): n for n in names}
             return {tails[path]: data for path, data in found.items()}
-        answer = {}
-        for name in names:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                answer[name] = self.read(name)
-        return answer
+        return dict(_read_files(str(self.local), names, _read_whole))
+
+    def read_views(self, names: list[str]) -> dict[str, bytes | memoryview]:
+        """As `read_all`; large objects of a local disk come in memory that takes fewer page faults than bytes do."""
+        if self.local is None:
+            return dict(self.read_all(names))
+        return dict(_read_files(str(self.local), names, _read_view))
 
     def write(self, name: str, data: bytes) -> None:
         """Store an object whole: a reader sees the old bytes or the new, never a part.
@@ -108,11 +120,7 @@ class Location:
         """Name and size in bytes of every object below, temporary files of killed writers left out."""
         filesystem, root = self._parts
         if self.local is not None:
-            found = {
-                Path(folder, name).relative_to(self.local).as_posix(): Path(folder, name).stat().st_size
-                for folder, _, names in os.walk(self.local)
-                for name in names
-            }
+            found = dict(_walk(str(self.local), ""))
         else:
             filesystem.invalidate_cache()
             start = len(filesystem._strip_protocol(root)) + 1
@@ -152,7 +160,7 @@ class Location:
                     path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def as_local(self, objects: Mapping[str, bytes]) -> Iterator[Path]:
+    def as_local(self, objects: Mapping[str, bytes | memoryview]) -> Iterator[Path]:
         """A local directory with these objects: this one when it is local, else a temporary copy of `objects`."""
         if self.local is not None:
             yield self.local
@@ -163,6 +171,43 @@ class Location:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
             yield Path(folder)
+
+
+def _read_files(root: str, names: list[str], read: Callable[[str], Data]) -> Iterator[tuple[str, Data]]:
+    for name in names:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            yield name, read(f"{root}/{name}")
+
+
+def _read_whole(path: str) -> bytes:
+    with open(path, "rb") as file:  # noqa: PTH123 -- a shard has dozens of small files, and a Path costs more than some
+        return file.read()
+
+
+def _read_view(path: str) -> bytes | memoryview:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 -- as above
+        size = os.fstat(file.fileno()).st_size
+        if size < _LARGE:
+            return file.readall()
+        view, done = np.empty(size, np.uint8).data, 0
+        while got := file.readinto(view[done:]):
+            done += got
+        return view[:done]
+
+
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """Name and size of every file below a directory; `os.walk` and a Path for each take three times as long."""
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path, f"{prefix}{entry.name}/")
+            elif not entry.is_dir():
+                with contextlib.suppress(FileNotFoundError):  # a writer's temporary file may be gone by now
+                    yield prefix + entry.name, entry.stat().st_size
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

@@ -32,8 +32,7 @@ def _code_table() -> Float[np.ndarray, " codes"]:
     return table
 
 
-_LOGPROB = _code_table()
-_PROB = np.exp(_LOGPROB)
+_LOGPROB = _code_table().astype(np.float32)
 
 
 def encode_logprobs(logprobs: Float[np.ndarray, "rows k"]) -> UInt16[np.ndarray, "rows k"]:
@@ -58,9 +57,12 @@ def decode_logprobs(
 
     Rounding moves a row's sum by up to half a percent; the stored mass is far more exact, so the row is shifted to it.
     """
-    codes = np.cumsum(deltas, axis=1, dtype=np.uint16)
-    shift = np.log(head_mass.astype(np.float64)) - np.log(_PROB[codes].sum(1))
-    return (_LOGPROB[codes] + shift[:, None]).astype(np.float32)
+    # One running sum through all rows, less what it was before each: many short sums take three times as long.
+    running = np.cumsum(deltas, dtype=np.uint16).reshape(deltas.shape)
+    values = _LOGPROB.take(running - (running[:, :1] - deltas[:, :1]), mode="clip")  # in range: a table of 2^16
+    shift = np.log(head_mass.astype(np.float64)) - np.log(np.exp(values).sum(1, dtype=np.float64))
+    values += shift[:, None].astype(np.float32)
+    return values
 
 
 def encode_head_mass(head_mass: Float[np.ndarray, " rows"]) -> Int16[np.ndarray, " rows"]:

@@ -1,11 +1,12 @@
 """The order of an epoch, its split over readers, and a position in it that can be saved."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specauf.cache.shard import Document
+from specauf.cache.shard import Document, Shard
 from specauf.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,14 +76,28 @@ class Epoch(Iterator[Document]):
 
     def _read(self) -> Iterator[Document]:
         start = self._first + self._position
-        for number, members in enumerate(self._windows):
-            low, high = max(start, self._starts[number]), min(self._stop, self._starts[number + 1])
+        parts: list[tuple[int, slice]] = []
+        for number, first in enumerate(self._starts[:-1]):
+            low, high = max(start, first), min(self._stop, self._starts[number + 1])
             if low < high:
-                yield from self._window(number, members, slice(low - self._starts[number], high - self._starts[number]))
+                parts.append((number, slice(low - first, high - first)))
+        # The next window is read while this one is used: two windows are in memory.
+        ahead = ThreadPoolExecutor(1, thread_name_prefix="specauf-read")
+        try:
+            coming: Future[dict[int, Shard]] | None = None
+            for turn, (number, part) in enumerate(parts):
+                shards = self._load(number) if coming is None else coming.result()
+                coming = ahead.submit(self._load, parts[turn + 1][0]) if turn + 1 < len(parts) else None
+                yield from self._window(number, shards, part)
+        finally:
+            ahead.shutdown(wait=False, cancel_futures=True)
 
-    def _window(self, number: int, members: list[int], part: slice) -> Iterator[Document]:
+    def _load(self, number: int) -> dict[int, Shard]:
+        """The shards of a window that hold any of the wanted documents."""
+        return {m: self.cache.shard(m, self.fields).prepare() for m in self._windows[number] if self._count(m)}
+
+    def _window(self, number: int, shards: dict[int, Shard], part: slice) -> Iterator[Document]:
         split = self._settings["split"]
-        shards = {m: self.cache.shard(m, self.fields) for m in members if self._count(m)}
         places = [
             (m, local)
             for m, shard in shards.items()

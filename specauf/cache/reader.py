@@ -182,7 +182,7 @@ class Cache:
             world: number of parts; they differ by at most one document.
             topk: also read the log-probabilities.
             features: also read the features.
-            window: shards mixed at once, and so held in memory.
+            window: shards mixed at once; two windows are in memory, for the next is read while one is used.
 
         Returns:
             An iterator of documents whose `state_dict()` and `load_state_dict()` keep its position.

@@ -1,6 +1,7 @@
 """What a cache's JSON files hold: the manifest, the commit records and the identity that ties them together."""
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -12,6 +13,8 @@ from specauf.cache.location import sha256
 from specauf.errors import UserError
 
 FORMAT_VERSION = 1
+# Fields that version 1 got after its first caches were written.
+_ADDED = frozenset({"crc32c"})
 FeatureKind = Literal["none", "bf16", "int8", "sketch"]
 Record = TypeVar("Record")
 
@@ -88,10 +91,17 @@ class Identity:
 
 @dataclass(frozen=True)
 class ObjectEntry:
-    """Size in bytes and sha256 of one stored object."""
+    """One stored object.
+
+    Attributes:
+        bytes: its size.
+        sha256: its digest, which `verify` compares.
+        crc32c: its CRC-32C, which reading compares because it costs a tenth of sha256; early caches have none.
+    """
 
     bytes: int
     sha256: str
+    crc32c: int | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +215,13 @@ class Manifest:
 
 def to_json(record: Any) -> bytes:
     """A record's bytes: sorted keys, so that equal records have equal digests."""
-    return (json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    value = dataclasses.asdict(record, dict_factory=_without_absent)
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _without_absent(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Records written before a field existed keep their bytes, and so their digests."""
+    return {name: value for name, value in pairs if value is not None or name not in _ADDED}
 
 
 def seal(manifest: Manifest) -> bytes:
@@ -251,13 +267,13 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         keys = _expect(value, dict, where)
-        for name in sorted(hints.keys() - keys.keys()):
+        for name in sorted(hints.keys() - keys.keys() - _ADDED):
             raise UserError(f"{where}: field {name} is missing: run cache-builder verify --repair")
         for name in sorted(keys.keys() - hints.keys()):
             raise UserError(f"{where}: field {name} is unknown to format {FORMAT_VERSION}: upgrade specauf")
-        return kind(**{name: _convert(hints[name], value[name], f"{where}: {name}") for name in hints})
+        return kind(**{name: _convert(hints[name], value[name], f"{where}: {name}") for name in keys})
     if origin is dict:
         return {k: _convert(inner[1], v, f"{where}[{k!r}]") for k, v in _expect(value, dict, where).items()}
     if origin is tuple:
@@ -271,6 +287,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return _expect(value, kind, where)
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def _expect(value: Any, kind: type, where: str) -> Any:

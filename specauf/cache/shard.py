@@ -11,7 +11,7 @@ from specauf.cache import logprobs
 from specauf.cache.arrays import decode_object, read_array
 from specauf.cache.features import FeatureCodec, decode_sketch
 from specauf.cache.location import Location
-from specauf.cache.objects import check_listing, field_of, read_checked
+from specauf.cache.objects import check_listing, field_of, read_arrays
 from specauf.cache.schema import CommitRecord
 
 TOKEN_FIELDS = ("tokens", "loss_mask", "doc_offsets", "held_out", "row_index")
@@ -92,8 +92,16 @@ class Shard:
         mass = logprobs.decode_head_mass(self.arrays["head_mass"])
         values = logprobs.decode_logprobs(self.arrays["topk_logprobs"], mass)
         ids = logprobs.decode_ids(self.arrays["topk_ids"], self.arrays["id_table"])
-        ids[np.isneginf(values)] = -1
+        # Entries that a row does not have stand at its end.
+        if np.isneginf(values[:, -1]).any():
+            ids[np.isneginf(values)] = -1
         return ids, values, mass
+
+    def prepare(self) -> "Shard":
+        """Decode now what the first document would wait for."""
+        if "topk_ids" in self.arrays:
+            _ = self._topk
+        return self
 
     def document(self, local: int) -> Document:
         """Document number `local` of the shard."""
@@ -130,7 +138,7 @@ def load_shard(
     fields: Collection[str] | None = None,
     problems: list[str] | None = None,
 ) -> Shard | None:
-    """Read a shard whole, every object checked against its digest first.
+    """Read a shard whole, every object checked against its commit record first.
 
     Args:
         place: the shard's directory.
@@ -138,7 +146,7 @@ def load_shard(
         first: cache number of its first document.
         codec: how features are stored.
         fields: fields to read, of those the record has; None for all.
-        problems: where to note what is wrong; None raises at the first.
+        problems: where to note what is wrong, by sha256; None compares CRC-32C and raises at the first.
 
     Returns:
         The shard; None when there were problems.
@@ -150,7 +158,7 @@ def load_shard(
     fields = sorted(stored if fields is None else stored.intersection(fields))
     check_listing(place, record, problems)
     whole = [n for n in record.objects if field_of(n) in fields or field_of(n) == "group"]
-    objects = read_checked(place, record, whole, problems)
+    objects = read_arrays(place, record, whole, problems)
     if problems:
         return None
     arrays = {name: _decode(name, objects) for name in fields}
@@ -161,7 +169,7 @@ def load_shard(
     return Shard(first, {name: array for name, array in arrays.items() if array is not None}, codec)
 
 
-def _decode(name: str, objects: Mapping[str, bytes]) -> np.ndarray | None:
+def _decode(name: str, objects: Mapping[str, bytes | memoryview]) -> np.ndarray | None:
     """A field from its checked bytes; None when it takes Zarr to read it."""
     chunks = [n for n in objects if n.startswith(f"{name}/c")]
     return decode_object(objects[f"{name}/zarr.json"], objects[chunks[0]]) if len(chunks) == 1 else None
