@@ -2,11 +2,16 @@
 
     python -m benchmarks.read [--cache DIR] [--features sketch] [--documents 1500] [--tokens 160] [--rounds 5] ...
 
-Documents come from a cache, or are made up with a language model's shape. All three layouts hold the same numbers
-(features as the same codes and scales), are read whole in a shuffled order, in this process, with the page cache warm;
-rounds of the three alternate. Each reading gives a training loop's arrays: tokens, mask, rows, top-k ids and log-probs
-as int64 and float32, and what the drafter's `fc` reads in float32. Only the cache is compressed, and only it is checked
-against digests. Ends with one JSON line.
+Documents come from a cache, or are made up with a language model's shape. They are read whole in a shuffled order with
+the page cache warm; rounds of the layouts alternate. Each reading gives a training loop's arrays: tokens, mask, rows,
+top-k ids and log-probs as int64 and float32, and what the drafter's `fc` reads in float32.
+
+- cache: as training opens it. The only one that is compressed, and the only one whose bytes are checked.
+- safetensors, memmap: the same numbers, features as the same small codes, which no other trainer has.
+- bf16 files: a safetensors file a document with the taps in bf16, as other trainers store them; given out as they are.
+
+Processor time counts all threads; the cache decodes the next shards in threads of its own while one is read, the others
+do not. Ends with one JSON line.
 """
 
 import argparse
@@ -24,9 +29,8 @@ from safetensors.numpy import load_file, save_file
 from cache_builder.document import BuiltDocument
 from cache_builder.features import fit_features
 from cache_builder.writer import StorageSpec, begin, write_manifest, write_shard, write_target
-from specauf.cache import FeatureCodec, Identity, open_cache
+from specauf.cache import Cache, FeatureCodec, Identity, open_cache
 from specauf.cache.features import decode_bf16
-from specauf.cache.location import Location
 from specauf.progress import progress
 
 Arrays = dict[str, np.ndarray]
@@ -90,9 +94,8 @@ def store(folder: Path, documents: list[BuiltDocument], args: argparse.Namespace
     return codec
 
 
-def rival_arrays(cache_dir: str) -> tuple[list[Arrays], FeatureCodec]:
+def rival_arrays(cache: Cache) -> tuple[list[Arrays], FeatureCodec]:
     """Each document of a cache in plain arrays, features as stored codes."""
-    cache = open_cache(cache_dir)
     found = []
     for d in cache.documents():
         assert d.topk_ids is not None
@@ -120,18 +123,34 @@ def finished(a: Arrays, codec: FeatureCodec) -> int:
             out.append(codes * scale.astype(np.float32)[:, None])
         else:
             out.append(decode_bf16(codes) if codec.kind == "bf16" else codec.decode(codes, scale))
+    if "features" in a:
+        out.append(a["features"])
     return sum(x.size for x in out)
 
 
-def read_cache(url: str, seed: int) -> int:
+def read_cache(cache: Cache, epoch: int) -> int:
     """Shuffled as training reads."""
     size = 0
-    for d in open_cache(url).documents(shuffle=True, seed=seed):
+    for d in cache.documents(shuffle=True, epoch=epoch):
         assert d.topk_ids is not None
         assert d.topk_logprobs is not None
         out = [d.tokens, d.loss_mask, d.row_index, d.topk_ids, d.topk_logprobs, d.training_features]
         size += sum(x.size for x in out if x is not None)
     return size
+
+
+def as_others_store(a: Arrays, codec: FeatureCodec) -> Arrays:
+    """A document with its features in bf16."""
+    values = torch.from_numpy(codec.decode(a["codes"], a.get("scale"))).to(torch.bfloat16)
+    bits = values.view(torch.int16).numpy().view(np.uint16)
+    return {n: v for n, v in a.items() if n not in ("codes", "scale")} | {"features": bits}
+
+
+def write_files(folder: Path, documents: list[Arrays]) -> None:
+    """One safetensors file a document."""
+    folder.mkdir()
+    for number, a in enumerate(documents):
+        save_file(a, folder / f"{number}.safetensors")
 
 
 def read_files(folder: Path, count: int, codec: FeatureCodec, seed: int) -> int:
@@ -165,21 +184,15 @@ class Flat:
         )
 
 
-def timed(work: Callable[[], int]) -> tuple[float, int]:
-    """Seconds, and numbers read."""
-    started = time.perf_counter()
-    size = work()
-    return time.perf_counter() - started, size
-
-
-def rounds(readers: dict[str, Callable[[int], int]], count: int) -> Iterator[tuple[str, float, int]]:
-    """Seconds of each reader in turn; the first round warms up and is not given."""
+def rounds(readers: dict[str, Callable[[int], int]], count: int) -> Iterator[tuple[str, float, float, int]]:
+    """Name, seconds, processor seconds and numbers read of each reader in turn, after a round that warms up."""
     with progress("read", float(count + 1), unit="rounds", initial=0.0) as advance:
         for number in range(count + 1):
             for name, read in readers.items():
-                seconds, size = timed(lambda read=read, number=number: read(number))  # type: ignore[misc]
+                started, busy = time.perf_counter(), time.process_time()
+                size = read(number)
                 if number:
-                    yield name, seconds, size
+                    yield name, time.perf_counter() - started, time.process_time() - busy, size
             advance(1)
 
 
@@ -196,52 +209,58 @@ def main() -> None:
         if url is None:
             url = str(Path(place, "cache"))
             store(Path(url), made_up(args), args)
-        arrays, codec = rival_arrays(url)
-        files = Path(place, "files")
-        files.mkdir()
-        for number, a in enumerate(arrays):
-            save_file(a, files / f"{number}.safetensors")
-        flat, count = Flat(Path(place, "flat"), arrays), len(arrays)
-        readers = {
-            "cache": lambda seed: read_cache(url, seed),
-            "safetensors": lambda seed: read_files(files, count, codec, seed),
-            "memmap": lambda seed: flat.read(count, codec, seed),
-        }
-        speed: dict[str, list[float]] = {name: [] for name in readers}
-        sizes = set()
-        for name, seconds, size in rounds(readers, args.rounds):
-            speed[name].append(count / seconds)
-            sizes.add(size)
-        assert len(sizes) == 1, f"the layouts do not give the same numbers: {sizes}"
-        shards = {f"{s.name}.zarr" for s in open_cache(url).manifest.shards}
-        stored = {
-            "cache": sum(b for n, b in Location(url).files().items() if n.split("/")[0] in shards),
-            "safetensors": sum(p.stat().st_size for p in files.iterdir()),
-            "memmap": sum(p.stat().st_size for p in Path(place, "flat").iterdir()),
-        }
-    report(speed, stored, count, codec.kind)
+        cache = open_cache(url)
+        arrays, codec = rival_arrays(cache)
+        count = len(arrays)
+        readers: dict[str, Callable[[int], int]] = {"cache": lambda epoch: read_cache(cache, epoch)}
+        layouts = {"safetensors": arrays}
+        if codec.kind in ("int8", "sketch"):
+            layouts["bf16 files"] = [as_others_store(a, codec) for a in arrays]
+        for name, documents in layouts.items():
+            folder = Path(place, name)
+            write_files(folder, documents)
+            readers[name] = lambda seed, folder=folder: read_files(folder, count, codec, seed)  # type: ignore[misc]
+        flat = Flat(Path(place, "memmap"), arrays)
+        readers["memmap"] = lambda seed: flat.read(count, codec, seed)
+        del arrays, layouts
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
+        sizes: dict[str, int] = {}
+        for name, seconds, busy, size in rounds(readers, args.rounds):
+            measured[name].append((seconds, busy))
+            sizes[name] = size
+        same = {sizes[name] for name in ("cache", "safetensors", "memmap")}
+        assert len(same) == 1, f"the layouts do not give the same numbers: {sizes}"
+        stored = {n: sum(p.stat().st_size for p in Path(place, n).iterdir()) for n in readers if n != "cache"}
+        stored["cache"] = cache.manifest.total_bytes
+    report(measured, stored, count, codec.kind)
 
 
-def report(speed: dict[str, list[float]], stored: dict[str, int], count: int, kind: str) -> None:
+def report(measured: dict[str, list[tuple[float, float]]], stored: dict[str, int], count: int, kind: str) -> None:
     """Print a table, then one JSON line; ratios are medians over rounds of neighbours in time."""
-    ratios = {
-        name: [a / b for a, b in zip(speed["cache"], values, strict=True)]
-        for name, values in speed.items()
-        if name != "cache"
-    }
-    print(f"{count} documents, features {kind}, {len(speed['cache'])} rounds; median (least to most)")
+    print(f"{count} documents, features {kind}, {len(measured['cache'])} rounds; median (least to most)")
+    speed = {name: [count / seconds for seconds, _ in values] for name, values in measured.items()}
+    busy = {name: [1e6 * busy / count for _, busy in values] for name, values in measured.items()}
     for name, values in speed.items():
         print(
             f"  {name:<12} {statistics.median(values):>9,.0f} documents/s ({min(values):,.0f} to {max(values):,.0f}), "
-            f"{stored[name] / 1e6:,.1f} MB"
+            f"{statistics.median(busy[name]):,.0f} processor-us each, {stored[name] / 1e6:,.1f} MB"
         )
-    for name, values in ratios.items():
-        print(f"  cache / {name:<12} {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for name in (n for n in measured if n != "cache"):
+        pairs = list(zip(measured["cache"], measured[name], strict=True))
+        ratios[name] = {
+            "speed": [theirs[0] / ours[0] for ours, theirs in pairs],
+            "processor": [theirs[1] / ours[1] for ours, theirs in pairs],
+        }
+        wall, cpu = (f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in ratios[name].values())
+        print(f"  cache / {name:<12} {wall}; for the same processor time {cpu}")
     figures = {
         "benchmark": "read", "features": kind, "documents": count, "bytes": stored,
         "documents_per_second": {n: statistics.median(v) for n, v in speed.items()},
-        "ratio": {n: statistics.median(v) for n, v in ratios.items()},
-        "ratio_range": {n: [min(v), max(v)] for n, v in ratios.items()},
+        "processor_us_per_document": {n: statistics.median(v) for n, v in busy.items()},
+        "ratio": {n: statistics.median(r["speed"]) for n, r in ratios.items()},
+        "ratio_range": {n: [min(r["speed"]), max(r["speed"])] for n, r in ratios.items()},
+        "processor_ratio": {n: statistics.median(r["processor"]) for n, r in ratios.items()},
     }  # fmt: skip
     print(json.dumps(figures))
 

@@ -100,7 +100,7 @@ def estimate(config: BuildConfig, sample: int | None) -> Estimate:
             codec=codec,
         )
         target_bytes = sum(Location(folder).files().values())
-        write_shard(folder, 0, documents, StorageSpec(work.identity, codec))
+        write_shard(folder, 0, documents, StorageSpec(work.identity, codec, config.compress_features))
         manifest = write_manifest(folder, work.identity)
     seconds = time.monotonic() - started
     scale = len(work.plan.numbers) / len(numbers)

@@ -57,10 +57,12 @@ class StorageSpec:
     Attributes:
         identity: of the cache.
         codec: how features are stored.
+        compress_features: also compress their arrays.
     """
 
     identity: Identity
     codec: FeatureCodec
+    compress_features: bool = False
 
 
 def shard_name(number: int) -> str:
@@ -160,7 +162,7 @@ def write_shard(
     top1 = np.concatenate([d.topk_ids[:, 0] == d.tokens[d.row_index + 1] for d in documents])
     mass = logprobs.decode_head_mass(arrays["head_mass"])
     counts = count(arrays) + Counts(head_mass_sum=float(mass.sum(dtype=np.float64)), argmax_is_data_sum=int(top1.sum()))
-    objects = encode_group(arrays, attributes)
+    objects = encode_group(arrays, attributes, compress_features=spec.compress_features)
     name = shard_name(number)
     return _commit(Location(cache_dir), name, f"{name}.zarr", objects, spec.identity, counts, dict(drops or {}))
 

@@ -45,8 +45,11 @@ class FeatureCodec:
             y = decode_sketch(codes, row_scale)
             return (y @ self.basis.T) * self.channel_scale
         tokens = len(codes)
-        scaled = codes.reshape(tokens, self.taps, -1) * row_scale.astype(np.float32)[:, :, None]
-        return scaled.reshape(tokens, -1) * self.channel_scale
+        scaled = codes.reshape(tokens, self.taps, -1).astype(np.float32)
+        scaled *= row_scale.astype(np.float32)[:, :, None]
+        flat = scaled.reshape(tokens, -1)
+        flat *= self.channel_scale
+        return flat
 
 
 def decode_bf16(codes: UInt16[np.ndarray, "tokens features"]) -> Float32[np.ndarray, "tokens features"]:
@@ -58,7 +61,9 @@ def decode_sketch(
     codes: Int8[np.ndarray, "tokens rank"], row_scale: Float[np.ndarray, " tokens"]
 ) -> Float32[np.ndarray, "tokens rank"]:
     """Sketch coordinates y."""
-    return codes * row_scale.astype(np.float32)[:, None]
+    y = codes.astype(np.float32)
+    y *= row_scale.astype(np.float32)[:, None]
+    return y
 
 
 def fold_sketch(

@@ -65,7 +65,7 @@ class Identity:
         """Values of one token's features, F = taps x hidden size."""
         return len(self.taps) * self.hidden_size
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Digest that every commit record repeats, so that shards of different runs never mix."""
         return sha256(to_json(self))

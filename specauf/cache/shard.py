@@ -87,15 +87,22 @@ class Shard:
         return np.searchsorted(self.arrays["row_index"], self.arrays["doc_offsets"])
 
     @cached_property
-    def _topk(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Decoded ids, log-probs and mass of the whole shard: many small documents decode slower one by one."""
+    def _topk(self) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Log-probs and mass of the whole shard, for many small documents decode slower one by one.
+
+        And whether any row has fewer than k entries; what it lacks is missing at its end.
+        """
         mass = logprobs.decode_head_mass(self.arrays["head_mass"])
         values = logprobs.decode_logprobs(self.arrays["topk_logprobs"], mass)
-        ids = logprobs.decode_ids(self.arrays["topk_ids"], self.arrays["id_table"])
-        # Entries that a row does not have stand at its end.
-        if np.isneginf(values[:, -1]).any():
-            ids[np.isneginf(values)] = -1
-        return ids, values, mass
+        return values, mass, bool(np.isneginf(values[:, -1]).any())
+
+    def _rows(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, log-probs and mass of some rows."""
+        values, mass, cut = self._topk
+        ids = logprobs.decode_ids(self.arrays["topk_ids"][rows], self.arrays["id_table"])
+        if cut:
+            ids[np.isneginf(values[rows])] = -1
+        return ids, values[rows], mass[rows]
 
     def prepare(self) -> "Shard":
         """Decode now what the first document would wait for."""
@@ -108,7 +115,7 @@ class Shard:
         a = self.arrays
         start, stop = a["doc_offsets"][local], a["doc_offsets"][local + 1]
         rows = slice(self._row_offsets[local], self._row_offsets[local + 1])
-        ids, values, mass = (x[rows] for x in self._topk) if "topk_ids" in a else (None, None, None)
+        ids, values, mass = self._rows(rows) if "topk_ids" in a else (None, None, None)
         codes = a.get("features", a.get("sketch"))
         scale = a.get("feature_scale")
         return Document(
