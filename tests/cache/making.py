@@ -78,7 +78,9 @@ def write_fake_target(folder: Path | str, who: Identity, codec: FeatureCodec) ->
     )
 
 
-def build(folder: Path | str, who: Identity, lengths: list[list[int]], seed: int = 0) -> list[BuiltDocument]:
+def build(
+    folder: Path | str, who: Identity, lengths: list[list[int]], seed: int = 0, *, compress_features: bool = False
+) -> list[BuiltDocument]:
     """Write a whole cache, one shard for each list of document lengths; every fifth document is held out."""
     rng = np.random.default_rng(seed)
     shards = [[document(rng, n, who, held_out=i % 5 == 4) for i, n in enumerate(shard)] for shard in lengths]
@@ -88,6 +90,6 @@ def build(folder: Path | str, who: Identity, lengths: list[list[int]], seed: int
     Location(str(folder)).write("build.json", b'{"command": "build"}')
     write_fake_target(folder, who, codec)
     for number, documents in enumerate(shards):
-        write_shard(str(folder), number, documents, StorageSpec(who, codec), {"empty": 1})
+        write_shard(str(folder), number, documents, StorageSpec(who, codec, compress_features), {"empty": 1})
     write_manifest(str(folder), who, {"too short": 2})
     return [d for shard in shards for d in shard]

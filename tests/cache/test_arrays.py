@@ -7,8 +7,10 @@ import pytest
 import zarr
 
 import specauf.cache.shard
+from cache_builder.encode import encode_group
 from specauf.cache import open_cache
 from specauf.cache.arrays import decode_object, read_array
+from specauf.cache.location import Location, crc32c
 from tests.cache.test_golden import CACHES, GOLDEN, numbers
 
 
@@ -52,3 +54,27 @@ def test_other_layouts_are_left_to_zarr(tmp_path: Path, options: dict) -> None:
     (chunk, *_) = sorted(p for p in (tmp_path / "a" / "c").rglob("*") if p.is_file())
     assert decode_object((tmp_path / "a" / "zarr.json").read_bytes(), chunk.read_bytes()) is None
     np.testing.assert_array_equal(read_array(tmp_path, "a"), np.arange(10))
+
+
+@pytest.mark.parametrize("compress_features", [False, True])
+def test_large_arrays_of_many_chunks(tmp_path: Path, compress_features: bool) -> None:
+    """More than a chunk, and enough that the object is mapped and that threads share the work."""
+    rng = np.random.default_rng(0)
+    written = {"sketch": rng.integers(-9, 9, (9001, 700), np.int8), "tokens": rng.integers(0, 9, 999_999, np.uint16)}
+    place = Location(str(tmp_path / "group"))
+    for name, data in encode_group(written, {}, compress_features=compress_features).items():
+        place.write(name, data)
+    stored = place.read_views(list(place.files()))
+    whole = stored["sketch/c/0/0"]
+    assert len(whole) == place.files()["sketch/c/0/0"]
+    assert isinstance(whole, memoryview) == (not compress_features), "6 MB are mapped, 3 MB are read"
+    before = crc32c(bytes(whole))
+    assert crc32c(whole) == before
+    for name, array in written.items():
+        (chunk,) = (n for n in stored if n.startswith(f"{name}/c/"))
+        found = decode_object(stored[f"{name}/zarr.json"], stored[chunk])
+        assert found is not None
+        np.testing.assert_array_equal(found, array)
+        np.testing.assert_array_equal(read_array(tmp_path / "group", name), array)
+    place.write("sketch/c/0/0", b"another file in its place")
+    assert crc32c(whole) == before, "what is mapped stays as it was"

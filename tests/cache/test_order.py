@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -99,6 +100,35 @@ def test_resuming_reads_no_shard_that_is_behind(cache, monkeypatch):
     resumed.load_state_dict(started.state_dict())
     assert len(list(resumed)) == 1
     assert len(read) == 1
+
+
+def test_damage_ahead_is_told_when_it_is_reached(tmp_path):
+    """Shards are read ahead: what is wrong with one must not cost the documents before it."""
+    build(tmp_path / "cache", identity(features="none"), LENGTHS)
+    (tmp_path / "cache/shard-00002.zarr/tokens/c/0").unlink()
+    documents = open_cache(str(tmp_path / "cache")).documents()
+    assert [next(documents).index for _ in range(8)] == list(range(8))
+    with pytest.raises(UserError, match="shard-00002: field tokens"):
+        next(documents)
+
+
+def test_a_reader_that_stops_early_waits_for_nothing(cache, monkeypatch):
+    """The thread that reads ahead may be in the middle of a slow shard."""
+    reading, release = threading.Event(), threading.Event()
+
+    def slow(self: Cache, number: int, fields: object, shard=Cache.shard) -> object:
+        if threading.current_thread() is not threading.main_thread():
+            reading.set()
+            assert release.wait(60)
+        return shard(self, number, fields)
+
+    monkeypatch.setattr(Cache, "shard", slow)
+    documents = cache.documents()
+    assert next(documents).index == 0
+    assert reading.wait(60)
+    documents._documents.close()
+    assert not release.is_set(), "closing came back while the next shard is still being read"
+    release.set()
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from tests.cache.making import build, identity
 
 
 @pytest.mark.parametrize("features", ["none", "bf16", "int8", "sketch"])
-@pytest.mark.parametrize("store", ["local", "memory"])
-def test_documents_come_back(tmp_path, features, store):
+@pytest.mark.parametrize(("store", "compressed"), [("local", False), ("local", True), ("memory", False)])
+def test_documents_come_back(tmp_path, features, store, compressed):
     url = str(tmp_path / "cache") if store == "local" else f"memory://{tmp_path.name}/{features}"
     who = identity(features=features, sketch_rank=8 if features == "sketch" else 0)
-    written = build(url, who, [[9, 3, 17, 2], [1, 40, 6, 5, 8, 30]])
+    written = build(url, who, [[9, 3, 17, 2], [1, 40, 6, 5, 8, 30]], compress_features=compressed)
     cache = open_cache(url)
     assert verify(cache) == []
     assert len(cache) == len(written) == cache.manifest.counts.documents
