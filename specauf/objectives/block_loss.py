@@ -27,7 +27,7 @@ Head = Callable[[Tensor], Tensor]
 ROWS_AT_LEAST = 16
 
 # Their output belongs to nobody else and their backward does not look at it, so that we may write over it.
-_OWN_OUTPUT = ("MmBackward0", "AddmmBackward0")
+_OWN_OUTPUT = ("MmBackward0", "AddmmBackward0", "_OneDnnBackward")
 
 
 def block_loss(
