@@ -3,11 +3,13 @@
 The same documents give the same bytes, whoever encodes them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
+from torch import Tensor
 from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore
 
@@ -20,6 +22,7 @@ from specauf.errors import UserError
 
 # Decoded. Threads share a shard's work by chunks; one Blosc block each: smaller ones take more bytes and more time.
 CHUNK_BYTES = 1 << 20
+GROUP_TOKENS = 4096
 
 
 def shard_arrays(
@@ -81,11 +84,21 @@ def shard_arrays(
         parts = [d.features for d in documents if d.features is not None]
         if len(parts) != len(documents):
             raise UserError(f"features are {codec.kind}, but {len(documents) - len(parts)} documents have none")
-        encoded = [encode_features(p, codec) for p in parts]
+        encoded = [encode_features(torch.cat(group), codec) for group in _groups(parts)]
         for name in encoded[0]:
             arrays[name] = np.concatenate([e[name] for e in encoded])
             attributes[name] = {"encoding": codec.kind, "taps": list(identity.taps)}
     return arrays, attributes
+
+
+def _groups(parts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Documents' features in groups of so many tokens that a group's work is worth sharing among threads."""
+    start = tokens = 0
+    for stop, part in enumerate(parts, 1):
+        tokens += len(part)
+        if tokens >= GROUP_TOKENS or stop == len(parts):
+            yield list(parts[start:stop])
+            start, tokens = stop, 0
 
 
 def encode_group(

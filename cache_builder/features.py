@@ -13,6 +13,9 @@ from torch import Tensor
 from specauf.cache.features import FeatureCodec
 from specauf.cache.schema import FeatureKind
 from specauf.errors import UserError
+from specauf.linear import linear
+
+_BF16_EXPONENT = 0x7F80  # all ones in NaN and Inf
 
 
 def fit_features(sample: Float[Tensor, "tokens features"], kind: FeatureKind, taps: int, rank: int = 0) -> FeatureCodec:
@@ -29,8 +32,7 @@ def fit_features(sample: Float[Tensor, "tokens features"], kind: FeatureKind, ta
     """
     if kind in ("none", "bf16"):
         return FeatureCodec(kind, taps)
-    if not torch.isfinite(sample).all():
-        raise UserError("the target's features hold NaN or Inf: compute in float32, or check the weights")
+    _require_finite(bool(torch.isfinite(sample).all()))
     x = _without_sinks(sample.double(), taps)
     mean_square = x.square().mean(0)
     # A channel that is zero over the sample still needs a scale.
@@ -66,25 +68,35 @@ def encode_features(features: Float[Tensor, "tokens features"], codec: FeatureCo
     """
     if codec.kind == "none":
         return {}
-    if not torch.isfinite(features).all():
-        raise UserError("the target's features hold NaN or Inf: compute in float32, or check the weights")
     if codec.kind == "bf16":
-        return {"features": features.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)}
+        bits = features.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
+        _require_finite(bool(((bits & _BF16_EXPONENT) != _BF16_EXPONENT).all()))
+        return {"features": bits}
     assert codec.channel_scale is not None
-    scaled = (features.float() / torch.from_numpy(codec.channel_scale)).numpy()
+    scaled = features.float() / torch.from_numpy(codec.channel_scale)
     if codec.kind == "int8":
-        codes, scale = _to_int8(scaled.reshape(len(scaled), codec.taps, -1))
+        codes, scale = _to_int8(scaled.numpy().reshape(len(scaled), codec.taps, -1))
         return {"features": codes.reshape(scaled.shape), "feature_scale": scale}
     assert codec.basis is not None
-    codes, scale = _to_int8(scaled @ codec.basis)
+    codes, scale = _to_int8(linear(scaled, torch.from_numpy(codec.basis).T).numpy())
     return {"sketch": codes, "feature_scale": scale}
 
 
 def _to_int8(values: Float32[np.ndarray, "... channels"]) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of -127 to 127 and the float32 scale of each row of the last axis."""
-    scale = np.abs(values).max(-1) / np.float32(127)
+    """Codes of -127 to 127 and the float32 scale of each row of the last axis.
+
+    Raises:
+        UserError: a value is NaN or Inf; products and maxima pass these on, so that the largest value tells.
+    """
+    scale = np.maximum(values.max(-1), -values.min(-1)) / np.float32(127)
+    _require_finite(bool(np.isfinite(scale).all()))
     scale = np.where(scale > 0, scale, np.float32(1))
     return np.round(values / scale[..., None]).astype(np.int8), scale
+
+
+def _require_finite(finite: bool) -> None:
+    if not finite:
+        raise UserError("the target's features hold NaN or Inf: compute in float32, or check the weights")
 
 
 def reconstruction_error(features: Float[Tensor, "tokens features"], codec: FeatureCodec) -> list[float]:

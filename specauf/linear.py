@@ -58,7 +58,9 @@ def use_onednn(model: nn.Module) -> None:
 
 def _pack(weight: Tensor) -> None:
     at = weight.data_ptr()
-    if weight.requires_grad or at in _packed or not weight.numel() or not _takes_onednn(weight, weight):
+    if weight.requires_grad or weight.is_inference() or at in _packed or not weight.numel():
+        return
+    if not _takes_onednn(weight, weight):
         return
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
     _packed[at] = (weight._version, weight.shape, packed)
@@ -68,7 +70,9 @@ def _pack(weight: Tensor) -> None:
 def _layout(weight: Tensor) -> Tensor:
     """The packed weight, as long as it is the weight's."""
     version, shape, packed = _packed.get(weight.data_ptr(), (None, None, weight))
-    return packed if version == weight._version and shape == weight.shape else weight
+    # Tensors made in inference mode count no versions, and so are never packed.
+    same = shape == weight.shape and not weight.is_inference() and version == weight._version
+    return packed if same else weight
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -75,3 +75,14 @@ def test_a_frozen_layer_follows_its_weight_and_its_layout_goes_with_it() -> None
     del layer
     gc.collect()
     assert at not in _packed
+
+
+def test_weights_made_in_inference_mode() -> None:
+    """They count no versions; the builder makes a sketch's basis there."""
+    with torch.inference_mode():
+        x, weight = torch.randn(5, 8), torch.randn(3, 8)
+        layer = nn.Linear(8, 3, bias=False)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        use_onednn(layer)
+        torch.testing.assert_close(linear(x, weight), x @ weight.T)
+        torch.testing.assert_close(layer(x), x @ weight.T)
