@@ -1,17 +1,22 @@
-"""Building beside the target's bare forward pass with full logits: same tokens, same batches.
+"""How much building costs beside the target's bare forward pass with logits of every position, on the same batches.
 
-    python -m benchmarks.build [--target smollm2-135m] [--documents 32] [--features sketch] [--rounds 3]
+    python -m benchmarks.build [--target smollm2-135m] [--documents 32] [--features sketch] [--rounds 5] [--threads 1]
 
 Documents are prompts of the standard library, the second half of each supervised. The builder runs the target's body,
 keeps five taps, runs the head, logsumexp and top-k on supervised rows only, encodes, compresses, digests and writes the
-shard. The bare pass is `model(ids)` and nothing else. Rounds of the two alternate. Ends with one JSON line.
+shard. The bare pass is `model(ids)` and nothing else. The two alternate batch by batch, so that what else the machine
+does falls on both; writing a round's shard counts as the builder's. Threads of one product wait for each other, and so
+for whatever else a shared machine does: more than one are worth measuring on an idle one. Ends with one JSON line.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,31 +33,48 @@ from specauf.progress import progress
 from specauf.targets import load_target, resolve_target
 
 Documents = list[tuple[np.ndarray, np.ndarray]]
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 512
+
+
+@dataclass
+class Clock:
+    """Seconds by the wall and of the processor, by round."""
+
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+    def start_round(self) -> None:
+        """Count for a new round."""
+        self.wall.append(0.0)
+        self.processor.append(0.0)
+
+    def time(self, work: Callable[[], object]) -> None:
+        """Add what some work takes to the present round."""
+        started, busy = time.perf_counter(), time.process_time()
+        work()
+        self.wall[-1] += time.perf_counter() - started
+        self.processor[-1] += time.process_time() - busy
 
 
 @torch.inference_mode()
 def bare(target: Target, documents: Documents) -> None:
-    """The target's own forward pass, logits of every position and no more."""
-    lengths = [len(tokens) for tokens, _ in documents]
-    for numbers in batches(sorted(range(len(documents)), key=lengths.__getitem__), lengths, BATCH_TOKENS):
-        ids = torch.zeros((len(numbers), max(lengths[i] for i in numbers)), dtype=torch.int64)
-        for row, i in enumerate(numbers):
-            ids[row, : lengths[i]] = torch.from_numpy(documents[i][0])
-        target.model(ids.to(target.device), use_cache=False)
+    """The target's own forward pass over one batch: logits of every position and no more."""
+    ids = torch.zeros((len(documents), max(len(tokens) for tokens, _ in documents)), dtype=torch.int64)
+    for row, (tokens, _) in enumerate(documents):
+        ids[row, : len(tokens)] = torch.from_numpy(tokens)
+    target.model(ids.to(target.device), use_cache=False)
 
 
-def build(target: Target, documents: Documents, spec: StorageSpec, folder: str) -> None:
-    """What the builder does for one shard."""
-    read = read_all(target, documents, batch_tokens=BATCH_TOKENS, features=spec.codec.kind != "none")
-    made = [
-        BuiltDocument(tokens, mask, np.flatnonzero(mask) - 1, ids, values, features, held_out=False)
-        for (tokens, mask), (ids, values, features) in zip(documents, read, strict=True)
+def read(target: Target, documents: Documents, features: bool) -> list[BuiltDocument]:
+    """What the builder keeps of one batch."""
+    found = read_all(target, documents, batch_tokens=BATCH_TOKENS, features=features)
+    return [
+        BuiltDocument(tokens, mask, np.flatnonzero(mask) - 1, ids, values, kept, held_out=False)
+        for (tokens, mask), (ids, values, kept) in zip(documents, found, strict=True)
     ]
-    write_shard(folder, 0, made, spec)
 
 
-def prepare(target: Target, documents: Documents, kind: str) -> StorageSpec:
+def prepare(target: Target, parts: list[Documents], kind: str) -> StorageSpec:
     """Fit how features are stored on the documents themselves; not timed, for a build does it once."""
     rank = target.hidden_size if kind == "sketch" else 0
     who = Identity(
@@ -61,9 +83,37 @@ def prepare(target: Target, documents: Documents, kind: str) -> StorageSpec:
     )  # fmt: skip
     if kind not in ("int8", "sketch"):
         return StorageSpec(who, FeatureCodec(kind, len(target.taps)))  # type: ignore[arg-type]
-    features = [f for _, _, f in read_all(target, documents, batch_tokens=BATCH_TOKENS) if f is not None]
+    features = [d.features for part in parts for d in read(target, part, features=True) if d.features is not None]
     codec = fit_features(torch.cat(features).float(), kind, len(target.taps), rank)  # type: ignore[arg-type]
     return StorageSpec(who, codec)
+
+
+def one_round(
+    target: Target,
+    parts: list[Documents],
+    spec: StorageSpec,
+    clocks: dict[str, Clock],
+    folder: str,
+    *,
+    builder_first: bool,
+) -> None:
+    """Both ways over all batches, in turn; then the builder writes its shard."""
+    made: list[BuiltDocument] = []
+    for clock in clocks.values():
+        clock.start_round()
+
+    def build_batch(part: Documents) -> None:
+        made.extend(read(target, part, spec.codec.kind != "none"))
+
+    def bare_batch(part: Documents) -> None:
+        bare(target, part)
+
+    for part in parts:
+        for name in sorted(clocks, reverse=builder_first):
+            work = build_batch if name == "builder" else bare_batch
+            clocks[name].time(functools.partial(work, part))
+        builder_first = not builder_first
+    clocks["builder"].time(lambda: write_shard(folder, 0, made, spec))
 
 
 def main() -> None:
@@ -71,35 +121,54 @@ def main() -> None:
     parser.add_argument("--target", default="smollm2-135m")
     parser.add_argument("--features", default="sketch", choices=("none", "bf16", "int8", "sketch"))
     parser.add_argument("--documents", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     config = resolve_target(args.target)
     target = Target(*load_target(config), config, k=32)
     documents: Documents = []
     for prompt in stdlib_prompts()[: args.documents]:
         tokens = np.asarray(target.tokenizer(prompt)["input_ids"][:256], dtype=np.int64)
         documents.append((tokens, np.arange(len(tokens)) >= max(1, len(tokens) // 2)))
-    spec, count = prepare(target, documents, args.features), sum(len(tokens) for tokens, _ in documents)
-    speed: dict[str, list[float]] = {"builder": [], "bare": []}
-    with tempfile.TemporaryDirectory() as place, progress("build", float(args.rounds), unit="rounds") as advance:
+    lengths = [len(tokens) for tokens, _ in documents]
+    order = sorted(range(len(documents)), key=lengths.__getitem__)
+    parts = [[documents[i] for i in numbers] for numbers in batches(order, lengths, BATCH_TOKENS)]
+    spec = prepare(target, parts, args.features)
+    clocks = {"builder": Clock(), "bare": Clock()}
+    with (
+        tempfile.TemporaryDirectory(prefix="specauf-build-") as place,
+        progress("build", float(args.rounds), unit="rounds", initial=0.0) as advance,
+    ):
         for number in range(args.rounds):
-            for name in speed if number % 2 else reversed(speed):
-                started = time.perf_counter()
-                if name == "bare":
-                    bare(target, documents)
-                else:
-                    build(target, documents, spec, str(Path(place, str(number))))
-                speed[name].append(count / (time.perf_counter() - started))
+            one_round(target, parts, spec, clocks, str(Path(place, str(number))), builder_first=number % 2 == 0)
             advance(1)
-    ratios = [a / b for a, b in zip(speed["builder"], speed["bare"], strict=True)]
+    report(clocks, sum(lengths), args)
+
+
+def report(clocks: dict[str, Clock], tokens: int, args: argparse.Namespace) -> None:
+    """Print tokens per second and their ratio, then one JSON line."""
+    builder, plain = clocks["builder"], clocks["bare"]
+    ratios = {
+        "speed": [b / a for a, b in zip(builder.wall, plain.wall, strict=True)],
+        "processor": [b / a for a, b in zip(builder.processor, plain.processor, strict=True)],
+    }
     print(
-        f"{args.target}, {len(documents)} documents, {count:,} tokens, features {args.features}, {args.rounds} rounds"
+        f"{args.target}, {args.documents} documents, {tokens:,} tokens, features {args.features}, "
+        f"{args.rounds} rounds, {args.threads} threads"
     )
+    speed = {name: [tokens / seconds for seconds in clock.wall] for name, clock in clocks.items()}
     for name, values in speed.items():
         print(f"  {name:<8} {statistics.median(values):,.0f} tokens/s ({min(values):,.0f} to {max(values):,.0f})")
-    print(f"  builder / bare {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    figures = {"benchmark": "build", "tokens": count, "tokens_per_second": speed, "ratio": statistics.median(ratios)}
-    print(json.dumps(figures | {"ratio_range": [min(ratios), max(ratios)]}))
+    for name, values in ratios.items():
+        print(f"  builder / bare, by {name}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+    figures = {
+        "benchmark": "build", "features": args.features, "tokens": tokens, "threads": args.threads,
+        "tokens_per_second": {name: statistics.median(values) for name, values in speed.items()},
+        "ratio": statistics.median(ratios["speed"]), "ratio_range": [min(ratios["speed"]), max(ratios["speed"])],
+        "processor_ratio": statistics.median(ratios["processor"]),
+    }  # fmt: skip
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":
