@@ -74,7 +74,7 @@ def begin(cache_dir: str, identity: Identity) -> None:
     """Mark a directory as this cache's, or check that it is: the first thing a build does.
 
     Raises:
-        UserError: the directory is a file, or holds a cache of another identity; names the field and both values.
+        UserError: the directory is a file, or holds a cache of another identity; names fields with both values.
     """
     place = Location(cache_dir)
     if place.is_file():
@@ -88,15 +88,21 @@ def begin(cache_dir: str, identity: Identity) -> None:
         raise UserError(f"{cache_dir} holds {names[0]!r} and no cache: give another --out")
     else:
         found = identity
-    for name in Identity.__dataclass_fields__:
-        old, new = getattr(found, name), getattr(identity, name)
-        if old != new:
-            raise UserError(
-                f"{cache_dir} holds a cache whose {name} is {old!r}, this build has {new!r}: "
-                "give another --out, or delete that directory"
-            )
+    pairs = {name: (getattr(found, name), getattr(identity, name)) for name in Identity.__dataclass_fields__}
+    differ = [
+        f"{name} is {_said(old)}, this build has {_said(new)}" for name, (old, new) in pairs.items() if old != new
+    ]
+    if differ:
+        raise UserError(
+            f"{cache_dir} holds a cache whose {'; '.join(differ)}: give another --out, or delete that directory"
+        )
     if IDENTITY not in names:
         place.write(IDENTITY, to_json(identity))
+
+
+def _said(value: object) -> str:
+    """A value with a mapping's keys in order, so that two can be compared by eye."""
+    return repr(dict(sorted(value.items())) if isinstance(value, dict) else value)
 
 
 def write_target(
