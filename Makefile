@@ -38,14 +38,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup ## cache, train AUF and decay, decode HumanEval, report: 20 minutes on 2 cores
 	$(BIN)/cache-builder build --config configs/target/smollm2-135m.yaml --config configs/demo-cache.yaml --out caches/demo
 	$(MAKE) --no-print-directory runs/demo/auf/done LOSS=auf
-	$(MAKE) --no-print-directory runs/demo/decay/done LOSS=decay
+	$(MAKE) --no-print-directory runs/demo/decay/done LOSS=decay-b8
 	$(BIN)/specauf evaluate auf=runs/demo/auf decay=runs/demo/decay --config configs/demo-evaluate.yaml --out runs/demo
 	$(BIN)/specauf report runs/demo
 
 # A killed run goes on from its last checkpoint, or starts again if it had none; a finished one is not run again.
 runs/demo/%/done:
 	test -f runs/demo/$*/checkpoints/last.ckpt || rm -rf runs/demo/$*
-	$(BIN)/specauf fit -c configs/fit.yaml -c configs/demo.yaml --model.loss=configs/loss/$*.yaml --data.cache=caches/demo \
+	$(BIN)/specauf fit -c configs/fit.yaml -c configs/demo.yaml --model.loss=configs/loss/$(LOSS).yaml --data.cache=caches/demo \
 	  --trainer.default_root_dir=runs/demo/$* $(if $(wildcard runs/demo/$*/checkpoints/last.ckpt),--ckpt_path=runs/demo/$*/checkpoints/last.ckpt)
 	touch $@
 
