@@ -86,6 +86,7 @@ def _check_shard(cache: Cache, number: int, entry: ShardEntry) -> Iterator[Probl
         return
     lines: list[str] = []
     place, codec = cache.place.child(f"{entry.name}.zarr"), FeatureCodec("none", 0)
+    check_listing(place, record, lines)
     shard = load_shard(place, record, int(cache.first_documents[number]), codec, problems=lines)
     yield from (_object_problem(entry.name, line) for line in lines)
     if shard is None:

@@ -12,7 +12,7 @@ from safetensors.numpy import load
 
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location, is_safe_name, sha256
-from specauf.cache.objects import read_checked
+from specauf.cache.objects import check_listing, read_checked
 from specauf.cache.order import Epoch
 from specauf.cache.schema import CommitRecord, ShardEntry, from_json, open_sealed
 from specauf.cache.shard import FEATURE_FIELDS, TOKEN_FIELDS, TOPK_FIELDS, Document, Shard, load_shard
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "held_out"]
 MANIFEST, TARGET, FEATURE_FIT = "manifest.json", "target", "features.safetensors"
 LOCK, IDENTITY, NOTES = "builder.lock", "identity.json", ("identity.json", "build.json")
+_KNOWN_RECORDS = 4096  # some kilobytes each
 _MASKS = ("loss_mask", "doc_offsets", "held_out")
 
 
@@ -65,6 +66,7 @@ class Cache:
                 raise UserError(f"{url}/{MANIFEST}: name {name!r} leaves the cache: do not use this cache")
         documents = [s.counts.documents for s in self.manifest.shards]
         self.first_documents = np.concatenate([[0], np.cumsum(documents)]).astype(np.int64)
+        self._known: dict[int, CommitRecord] = {}
         self._shards: OrderedDict[tuple[int, tuple[str, ...]], Shard] = OrderedDict()
 
     def __reduce__(self) -> tuple[type["Cache"], tuple[str]]:
@@ -128,10 +130,16 @@ class Cache:
         return TargetFiles(self.place.child(TARGET), self.target_record, self.codec)
 
     def shard(self, number: int, fields: Collection[str] | None = None) -> Shard:
-        """Read one shard whole; see `load_shard`."""
+        """Read one shard whole; see `load_shard`. Its record and list of objects are read the first time only."""
         entry = self.manifest.shards[number]
-        first = int(self.first_documents[number])
-        shard = load_shard(self.place.child(f"{entry.name}.zarr"), self.record(entry), first, self.codec, fields)
+        place, first = self.place.child(f"{entry.name}.zarr"), int(self.first_documents[number])
+        record = self._known.get(number)
+        if record is None:
+            record = self.record(entry)
+            check_listing(place, record)
+            if len(self._known) < _KNOWN_RECORDS:
+                self._known[number] = record
+        shard = load_shard(place, record, first, self.codec, fields)
         assert shard is not None
         return shard
 

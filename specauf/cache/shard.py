@@ -11,7 +11,7 @@ from specauf.cache import logprobs
 from specauf.cache.arrays import decode_object, read_array
 from specauf.cache.features import FeatureCodec, decode_sketch
 from specauf.cache.location import Location
-from specauf.cache.objects import check_listing, field_of, read_arrays
+from specauf.cache.objects import field_of, read_arrays
 from specauf.cache.schema import CommitRecord
 
 TOKEN_FIELDS = ("tokens", "loss_mask", "doc_offsets", "held_out", "row_index")
@@ -159,11 +159,10 @@ def load_shard(
         The shard; None when there were problems.
 
     Raises:
-        UserError: an object is missing, truncated, damaged or unknown; the message names shard and field.
+        UserError: an object is missing, truncated or damaged; the message names shard and field.
     """
     stored = {name.split("/", 1)[0] for name in record.objects if name.endswith("/zarr.json")}
     fields = sorted(stored if fields is None else stored.intersection(fields))
-    check_listing(place, record, problems)
     whole = [n for n in record.objects if field_of(n) in fields or field_of(n) == "group"]
     objects = read_arrays(place, record, whole, problems)
     if problems:
