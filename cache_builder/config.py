@@ -48,7 +48,7 @@ class BuildConfig:
         keep_mass: keep only the fewest of these that reach this probability together.
         features: how the taps are stored.
         sketch_rank: numbers per token of a sketch; the target's hidden size when not given.
-        compress_features: a sketch takes a third less disk, other features a twentieth; a reader works twice as long.
+        compress_features: takes a third off a sketch and bf16, a sixth off int8; reading a sketch works twice as long.
         fit_tokens: tokens that a sketch or scales are fitted on, of the first shard.
         documents_per_shard: documents read for one shard; chosen by max_length when not given.
         devices: processes on this node.

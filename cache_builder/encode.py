@@ -117,14 +117,15 @@ def encode_group(
     store = MemoryStore({})
     group = zarr.create_group(store, zarr_format=3)
     for name, array in arrays.items():
-        rows = max(1, CHUNK_BYTES // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:]))))
-        rows = min(rows, max(1, len(array)))
-        whole = -(-max(1, len(array)) // rows) * rows
+        most = max(1, CHUNK_BYTES // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:]))))
+        count = -(-max(1, len(array)) // most)
+        # Chunks are all of one size, and the last one is stored whole: equal shares leave the least of it empty.
+        rows = -(-max(1, len(array)) // count)
         stored = group.create_array(
             name,
             shape=array.shape,
             chunks=(rows, *array.shape[1:]),
-            shards=(whole, *array.shape[1:]),
+            shards=(count * rows, *array.shape[1:]),
             dtype=array.dtype,
             compressors=[] if name in ("features", "sketch") and not compress_features else [_compressor(array)],
             fill_value=0,

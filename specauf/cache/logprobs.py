@@ -108,4 +108,4 @@ def encode_ids(ids: Int[np.ndarray, "rows k"], vocab_size: int) -> tuple[np.ndar
 
 def decode_ids(ranks: np.ndarray, table: np.ndarray) -> Int[np.ndarray, "rows k"]:
     """Token ids of ranks."""
-    return table[ranks].astype(np.int64)
+    return table.astype(np.int64, copy=False).take(ranks)

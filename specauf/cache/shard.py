@@ -87,19 +87,19 @@ class Shard:
         return np.searchsorted(self.arrays["row_index"], self.arrays["doc_offsets"])
 
     @cached_property
-    def _topk(self) -> tuple[np.ndarray, np.ndarray, bool]:
+    def _topk(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
         """Log-probs and mass of the whole shard, for many small documents decode slower one by one.
 
-        And whether any row has fewer than k entries; what it lacks is missing at its end.
+        And the table of ids, and whether any row has fewer than k entries; what it lacks is missing at its end.
         """
         mass = logprobs.decode_head_mass(self.arrays["head_mass"])
         values = logprobs.decode_logprobs(self.arrays["topk_logprobs"], mass)
-        return values, mass, bool(np.isneginf(values[:, -1]).any())
+        return values, mass, self.arrays["id_table"].astype(np.int64), bool(np.isneginf(values[:, -1]).any())
 
     def _rows(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids, log-probs and mass of some rows."""
-        values, mass, cut = self._topk
-        ids = logprobs.decode_ids(self.arrays["topk_ids"][rows], self.arrays["id_table"])
+        values, mass, table, cut = self._topk
+        ids = logprobs.decode_ids(self.arrays["topk_ids"][rows], table)
         if cut:
             ids[np.isneginf(values[rows])] = -1
         return ids, values[rows], mass[rows]
