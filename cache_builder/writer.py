@@ -250,10 +250,10 @@ def _add_fields(fields: dict[str, FieldInfo], place: Location, record: CommitRec
         name = file.split("/", 1)[0]
         if "/" not in file:
             continue
-        old = fields.get(name, FieldInfo("uint8", 1, 0, 0))
+        old = fields.get(name, FieldInfo("", 1, 0, 0))
         if file == f"{name}/zarr.json":
             meta = json.loads(place.read(f"{record.name}.zarr/{file}"))
-            wider = max((old.dtype, meta["data_type"]), key=lambda t: np.dtype(t).itemsize)
+            wider = max((t for t in (old.dtype, meta["data_type"]) if t), key=lambda t: np.dtype(t).itemsize)
             width = int(np.prod(meta["shape"][1:]))
             fields[name] = FieldInfo(wider, width, old.rows + meta["shape"][0], old.bytes + entry.bytes)
         else:

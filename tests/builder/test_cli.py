@@ -42,9 +42,13 @@ def test_build_inspect_and_verify(words: list[str], tmp_path: Path, capsys: pyte
     assert "retained mass" in text
     assert main(["inspect", cache, "--json", "-"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    for name in ("identity", "documents", "tokens", "supervised_tokens", "drops", "argmax_is_data"):
-        assert name in figures
+    assert figures.keys() >= {
+        "identity", "documents", "tokens", "supervised_tokens", "fields", "topk_bytes_per_supervised_token",
+        "head_mass", "argmax_is_data", "drops",
+    }  # fmt: skip
     assert figures["topk_bytes_per_supervised_token"] > 0
+    types = {name: field["dtype"] for name, field in figures["fields"].items()}
+    assert (types["loss_mask"], types["features"], types["head_mass"]) == ("bool", "uint16", "int16")
     assert set(figures["head_mass"]) == {"mean", "p10", "min"}
     assert 0 < figures["head_mass"]["min"] <= figures["head_mass"]["p10"] <= 1
     assert {"bytes", "bytes_per_row", "dtype"} <= set(figures["fields"]["features"])
