@@ -121,9 +121,8 @@ class Build:
         return documents, drops
 
     def _write(self, number: int, documents: list[BuiltDocument], drops: dict[str, int], codec: FeatureCodec) -> None:
-        write_shard(
-            self.config.out, number, documents, StorageSpec(self.identity, codec, self.config.compress_features), drops
-        )
+        spec = StorageSpec(self.identity, codec, self.config.compress_features, self.target.device)
+        write_shard(self.config.out, number, documents, spec, drops)
 
 
 def open_build(config: BuildConfig, *, device: torch.device | str = "cpu") -> Build:

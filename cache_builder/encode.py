@@ -14,7 +14,7 @@ from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore
 
 from cache_builder.document import BuiltDocument
-from cache_builder.features import encode_features
+from cache_builder.features import FeatureEncoder
 from specauf.cache import logprobs
 from specauf.cache.features import FeatureCodec
 from specauf.cache.schema import Identity
@@ -26,7 +26,10 @@ GROUP_TOKENS = 4096
 
 
 def shard_arrays(
-    documents: Sequence[BuiltDocument], identity: Identity, codec: FeatureCodec
+    documents: Sequence[BuiltDocument],
+    identity: Identity,
+    codec: FeatureCodec,
+    device: torch.device | str = "cpu",
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
     """A shard's arrays as stored, and each field's attributes.
 
@@ -34,6 +37,7 @@ def shard_arrays(
         documents: at least one.
         identity: of the cache.
         codec: how features are stored.
+        device: where to work on features.
 
     Raises:
         UserError: log-probabilities or features hold NaN or Inf, features are missing, or an id is unknown.
@@ -84,7 +88,8 @@ def shard_arrays(
         parts = [d.features for d in documents if d.features is not None]
         if len(parts) != len(documents):
             raise UserError(f"features are {codec.kind}, but {len(documents) - len(parts)} documents have none")
-        encoded = [encode_features(torch.cat(group), codec) for group in _groups(parts)]
+        encode = FeatureEncoder(codec, device)
+        encoded = [encode(torch.cat(group)) for group in _groups(parts)]
         for name in encoded[0]:
             arrays[name] = np.concatenate([e[name] for e in encoded])
             attributes[name] = {"encoding": codec.kind, "taps": list(identity.taps)}

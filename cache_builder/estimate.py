@@ -100,7 +100,8 @@ def estimate(config: BuildConfig, sample: int | None) -> Estimate:
             codec=codec,
         )
         target_bytes = sum(Location(folder).files().values())
-        write_shard(folder, 0, documents, StorageSpec(work.identity, codec, config.compress_features))
+        spec = StorageSpec(work.identity, codec, config.compress_features, work.target.device)
+        write_shard(folder, 0, documents, spec)
         manifest = write_manifest(folder, work.identity)
     seconds = time.monotonic() - started
     scale = len(work.plan.numbers) / len(numbers)

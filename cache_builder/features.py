@@ -7,7 +7,7 @@ own root mean square over the sample's ordinary tokens.
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from specauf.cache.features import FeatureCodec
@@ -60,38 +60,61 @@ def _without_sinks(x: Float[Tensor, "tokens features"], taps: int) -> Float[Tens
     return x[(length <= 8 * length.median(0).values).all(1)]
 
 
+class FeatureEncoder:
+    """Makes the arrays that store features; the work is done where the target is, for a sketch of one is not small.
+
+    Args:
+        codec: how features are stored.
+        device: where to compute.
+    """
+
+    def __init__(self, codec: FeatureCodec, device: torch.device | str = "cpu") -> None:
+        self.codec, self.device = codec, device
+        if codec.channel_scale is not None:
+            self._scale = torch.from_numpy(codec.channel_scale).to(device)
+        if codec.basis is not None:
+            self._basis = torch.from_numpy(codec.basis).to(device).T
+
+    def __call__(self, features: Float[Tensor, "tokens features"]) -> dict[str, np.ndarray]:
+        """The arrays of some tokens, by field name.
+
+        Raises:
+            UserError: the features hold NaN or Inf.
+        """
+        codec = self.codec
+        if codec.kind == "none":
+            return {}
+        if codec.kind == "bf16":
+            bits = features.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
+            _require_finite(bool(((bits & _BF16_EXPONENT) != _BF16_EXPONENT).all()))
+            return {"features": bits}
+        scaled = features.to(self.device).float() / self._scale
+        if codec.kind == "int8":
+            codes, scale = _to_int8(scaled.reshape(len(scaled), codec.taps, -1))
+            return {"features": codes.reshape(scaled.shape), "feature_scale": scale}
+        codes, scale = _to_int8(linear(scaled, self._basis))
+        return {"sketch": codes, "feature_scale": scale}
+
+
 def encode_features(features: Float[Tensor, "tokens features"], codec: FeatureCodec) -> dict[str, np.ndarray]:
     """The arrays that store some tokens' features, by field name.
 
     Raises:
         UserError: the features hold NaN or Inf.
     """
-    if codec.kind == "none":
-        return {}
-    if codec.kind == "bf16":
-        bits = features.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
-        _require_finite(bool(((bits & _BF16_EXPONENT) != _BF16_EXPONENT).all()))
-        return {"features": bits}
-    assert codec.channel_scale is not None
-    scaled = features.float() / torch.from_numpy(codec.channel_scale)
-    if codec.kind == "int8":
-        codes, scale = _to_int8(scaled.numpy().reshape(len(scaled), codec.taps, -1))
-        return {"features": codes.reshape(scaled.shape), "feature_scale": scale}
-    assert codec.basis is not None
-    codes, scale = _to_int8(linear(scaled, torch.from_numpy(codec.basis).T).numpy())
-    return {"sketch": codes, "feature_scale": scale}
+    return FeatureEncoder(codec)(features)
 
 
-def _to_int8(values: Float32[np.ndarray, "... channels"]) -> tuple[np.ndarray, np.ndarray]:
+def _to_int8(values: Float[Tensor, "... channels"]) -> tuple[np.ndarray, np.ndarray]:
     """Codes of -127 to 127 and the float32 scale of each row of the last axis.
 
     Raises:
         UserError: a value is NaN or Inf; products and maxima pass these on, so that the largest value tells.
     """
-    scale = np.maximum(values.max(-1), -values.min(-1)) / np.float32(127)
-    _require_finite(bool(np.isfinite(scale).all()))
-    scale = np.where(scale > 0, scale, np.float32(1))
-    return np.round(values / scale[..., None]).astype(np.int8), scale
+    scale = values.abs().amax(-1) / 127
+    _require_finite(bool(torch.isfinite(scale).all()))
+    scale = torch.where(scale > 0, scale, 1.0)
+    return torch.round(values / scale[..., None]).to(torch.int8).cpu().numpy(), scale.cpu().numpy()
 
 
 def _require_finite(finite: bool) -> None:

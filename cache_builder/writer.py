@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from safetensors.numpy import save as save_numpy
 from safetensors.torch import save as save_torch
 from torch import Tensor
@@ -58,11 +59,13 @@ class StorageSpec:
         identity: of the cache.
         codec: how features are stored.
         compress_features: also compress their arrays.
+        device: where to work on features.
     """
 
     identity: Identity
     codec: FeatureCodec
     compress_features: bool = False
+    device: torch.device | str = "cpu"
 
 
 def shard_name(number: int) -> str:
@@ -162,7 +165,7 @@ def write_shard(
     Raises:
         UserError: a document breaks a rule of the format, or the disk is full.
     """
-    arrays, attributes = shard_arrays(documents, spec.identity, spec.codec)
+    arrays, attributes = shard_arrays(documents, spec.identity, spec.codec, spec.device)
     for field, what in content_problems(arrays, spec.identity):
         raise UserError(f"{shard_name(number)}: field {field}: {what}: check the target and its tokenizer")
     top1 = np.concatenate([d.topk_ids[:, 0] == d.tokens[d.row_index + 1] for d in documents])
