@@ -1,0 +1,63 @@
+"""Exports of a SmolLM2 drafter in z-lab's and speculators' packages, on HumanEval.
+
+SPECAUF_DRAFTER names a trained run (by default the demo's); SPECAUF_PROMPTS shortens the run.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from specauf.checkpoint import load_drafter
+from specauf.drafters import DFlashDrafter, DrafterConfig, TargetVocabulary
+from specauf.evaluation.benchmarks import load_benchmark
+from specauf.evaluation.run import encode
+from specauf.export import TargetFacts, export_speculators, export_zlab
+from specauf.targets import load_target, mask_token_id, resolve_target
+from tests.interop.environments import run_in
+from tests.interop.test_exports import compare_decoding
+
+pytestmark = pytest.mark.slow
+NAME, NEW = "smollm2-135m", 40
+PROMPTS = int(os.environ.get("SPECAUF_PROMPTS", "32"))
+TRAINED = Path(os.environ.get("SPECAUF_DRAFTER", "runs/demo/auf"))
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return load_target(resolve_target(NAME))
+
+
+@pytest.fixture(scope="module")
+def drafter(smollm2):
+    """The trained one, or random weights, which accept next to nothing but must decode as well."""
+    if TRAINED.exists():
+        return load_drafter(TRAINED).eval()
+    target, tokenizer = smollm2
+    about = resolve_target(NAME)
+    mask = mask_token_id(about, tokenizer, target.config.vocab_size)
+    torch.manual_seed(0)
+    return DFlashDrafter(DrafterConfig.from_target(target.config.to_dict(), taps=about.taps, mask_token_id=mask)).eval()
+
+
+def test_zlabs_package_decodes_humaneval_as_we_do(smollm2, drafter, tmp_path):
+    prompts = [encode(smollm2[1], p.text)[0].tolist() for p in load_benchmark("humaneval", PROMPTS)]
+    export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
+    cycles = compare_decoding(drafter, tmp_path / "zlab", NAME, prompts, NEW, tmp_path, torch.get_num_threads())
+    print(f"{len(prompts)} prompts, {cycles} cycles of whole blocks: same tokens, same accepted lengths")
+    assert cycles > PROMPTS
+
+
+def test_speculators_gives_our_logits(smollm2, drafter, tmp_path):
+    target = smollm2[0]
+    facts = TargetFacts.from_config(
+        target.config.to_dict(), "SmolLM2-135M-Instruct", vocabulary=TargetVocabulary.from_target(target)
+    )
+    export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
+    export_speculators(drafter, tmp_path / "s", target=facts, dtype=torch.float32)
+    record = json.loads(run_in("speculators", "speculators_forward.py", str(tmp_path / "s"), str(tmp_path / "zlab")))
+    print(record)
+    assert record["rows"] == 4 * drafter.config.slots
+    assert record["difference"] < 1e-4
