@@ -22,7 +22,6 @@ def weights(run):
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["auf", "auf-block"])
 def test_one_rank_two_ranks_and_accumulation_agree(tiny_cache, tmp_path, loss):
     for name, layout in LAYOUTS.items():
