@@ -21,13 +21,18 @@ class ScriptedDrafter(DFlashDrafter):
         self.texts, self.right = texts, right
 
     def remember(self, memory, tokens, features, counts, vocabulary) -> None:
+        # The memory drops finished prompts by itself, so what was committed is kept in there.
+        rows = tokens[:, :, None, None].double()
+        memory.append(0, rows, rows)
         memory.commit(counts)
 
     def draft(self, memory, anchor_tokens: Int[Tensor, " prompts"], slots: int, vocabulary, choose=None) -> Proposal:
         tokens = torch.zeros(len(anchor_tokens), slots, dtype=torch.int64)
+        committed = memory.rows(0)[0][:, :, 0, 0].long()
         for row, length in enumerate(memory.lengths):
-            # Two texts with one token at one place are taken for each other: a wrong draft, which must do no harm.
-            text = next(t for t in self.texts if length < len(t) and t[length] == anchor_tokens[row])
+            known = [*committed[row, :length].tolist(), int(anchor_tokens[row])]
+            # In half precision an answer may leave its text; from then on nothing is right.
+            text = next((t for t in self.texts if t[: length + 1] == known), known)
             for k in range(1, slots + 1):
                 true = text[length + k] if length + k < len(text) else 0
                 tokens[row, k - 1] = true if self.right(k) else (true + 1) % self.config.vocab_size
