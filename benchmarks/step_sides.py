@@ -1,0 +1,196 @@
+"""One side of `benchmarks.step_peer`, in a process of its own: some training steps, their seconds and the peak of memory.
+
+    python -m benchmarks.step_sides FORM [options of benchmarks.step_peer]
+
+Both sides start from the same drafter, embedding, tokens, features and anchors, in float32. The learning rate is 0, so
+that AdamW does all of its work and every step is the same step. Ends with one JSON line.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import peak_bytes
+from specauf import linear
+from specauf.data.batch import BlockBatch, BlockTargets
+from specauf.drafters import DFlashDrafter, DrafterConfig, TargetVocabulary
+from specauf.export.speculators import speculators_config
+from specauf.objectives import AcceptUntilFail, CrossEntropy, ExponentialDecay, Objective, block_loss
+
+# Share of the slots whose label is the drafter's own guess.
+HITS = {"auf_1": 0.0, "auf_3": 0.68, "auf_all": 1.0}
+FORMS = {
+    "decay": "ours, decay",
+    "auf_1": "ours, AUF, new drafter",
+    "auf_3": "ours, AUF, tau about 3",
+    "auf_all": "ours, AUF, every slot right",
+    "decay_mkl": "ours, decay, torch's linear",
+    "peer": "speculators, decay",
+    "peer_given": "speculators, labels given",
+}
+TAPS, LAYERS, GAMMA = (1, 7, 14, 20, 27), 30, 7.0
+Step = Callable[[], Tensor]
+
+
+def options() -> argparse.ArgumentParser:
+    """The shapes, shared by both sides."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--blocks", type=int, default=128)
+    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--length", type=int, default=2048, help="tokens of the packed documents")
+    parser.add_argument("--document", type=int, default=256, help="tokens of a document")
+    parser.add_argument("--vocab", type=int, default=49_152)
+    parser.add_argument("--hidden", type=int, default=576)
+    parser.add_argument("--heads", type=int, default=9)
+    parser.add_argument("--kv-heads", type=int, default=3)
+    parser.add_argument("--intermediate", type=int, default=1536)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--chunk", type=int, default=32, help="blocks whose logits exist at the same time, ours")
+    parser.add_argument("--peer-attention", choices=("sdpa", "eager"), default="sdpa")
+    parser.add_argument("--repeat", type=int, default=2, help="steps measured in each process, after one to warm up")
+    return parser
+
+
+def problem(args: argparse.Namespace) -> tuple[DFlashDrafter, Tensor, BlockBatch]:
+    """A random drafter, an embedding, and blocks whose slots are all valid, with random labels."""
+    torch.manual_seed(0)
+    target = {
+        "hidden_size": args.hidden,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": args.heads,
+        "num_key_value_heads": args.kv_heads,
+        "head_dim": args.hidden // args.heads,
+        "intermediate_size": args.intermediate,
+        "vocab_size": args.vocab,
+        "rope_theta": 1e5,
+    }
+    shape = {"num_hidden_layers": args.layers, "block_size": args.block_size, "mask_token_id": 0}
+    drafter = DFlashDrafter(DrafterConfig.from_target(target, taps=TAPS, **shape)).train()
+    embedding = torch.randn(args.vocab, args.hidden) / args.hidden**0.5
+    tokens = torch.randint(0, args.vocab, (args.length,))
+    offsets = torch.tensor([*range(0, args.length, args.document), args.length])
+    # The peer takes no anchor among the last tokens, and this is its order.
+    anchors = torch.randperm(args.length - args.block_size)[: args.blocks].sort().values
+    owner = torch.searchsorted(offsets, anchors, right=True) - 1
+    labels = tokens[anchors[:, None] + torch.arange(1, args.block_size)]
+    targets = BlockTargets(labels, torch.ones_like(labels, dtype=torch.bool))
+    features = torch.randn(args.length, drafter.config.feature_dim)
+    return drafter, embedding, BlockBatch(tokens, offsets, features, anchors, owner, targets)
+
+
+def ours(form: str, args: argparse.Namespace) -> tuple[Step, nn.Module]:
+    """Our loss of one batch, and the drafter."""
+    linear.AVAILABLE = linear.AVAILABLE and form != "decay_mkl"
+    drafter, embedding, batch = problem(args)
+    vocabulary = TargetVocabulary(embedding)
+    objective = Objective(AcceptUntilFail() if form in HITS else ExponentialDecay(GAMMA), CrossEntropy())
+    if HITS.get(form):
+        with torch.no_grad():
+            guesses = torch.stack([vocabulary.logits(rows).argmax(-1) for rows in drafter(batch, vocabulary)])
+        hit = torch.rand(guesses.shape) < HITS[form]
+        valid = batch.targets.valid
+        batch = batch.with_targets(BlockTargets(torch.where(hit, guesses, batch.targets.labels), valid))
+
+    def loss() -> Tensor:
+        rows = drafter(batch, vocabulary)
+        out = block_loss(rows, vocabulary.logits, batch.targets, objective, chunk_blocks=args.chunk)
+        return out.numerator / out.denominator
+
+    return loss, drafter
+
+
+class Given(nn.Module):
+    """Stands for the peer's verifier head when its logits are known: nothing is computed."""
+
+    def __init__(self, labels: Tensor, vocab: int) -> None:
+        super().__init__()
+        self.logits = nn.functional.one_hot(labels, vocab).float()[None]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The logits, which do not depend on the rows."""
+        return self.logits
+
+
+def theirs(form: str, args: argparse.Namespace) -> tuple[Step, nn.Module]:
+    """The peer's loss of the same batch, and its drafter with our weights."""
+    from speculators.losses import resolve_loss_config
+    from speculators.models.dflash import DFlashDraftModel, DFlashSpeculatorConfig
+
+    drafter, embedding, batch = problem(args)
+    shape = speculators_config(drafter.config, draft_vocab_size=args.vocab, verifier=None, architectures=[])
+    config = DFlashSpeculatorConfig(**{key: value for key, value in shape.items() if key != "dtype"})
+    config.transformer_layer_config._attn_implementation = args.peer_attention
+    peer = DFlashDraftModel(config).float().train()
+    left = peer.load_state_dict(drafter.state_dict(), strict=False)
+    assert not left.unexpected_keys, left
+    for layer in (peer.embed_tokens, peer.lm_head, peer.verifier_lm_head):
+        layer.weight.data = embedding
+    peer.verifier_norm.weight.data.fill_(1.0)
+    if form == "peer_given":
+        slots = batch.anchors[:, None] + torch.arange(args.block_size)
+        peer.verifier_lm_head = Given(batch.tokens[slots.flatten()], args.vocab)
+    owner = torch.searchsorted(batch.doc_offsets, torch.arange(args.length), right=True) - 1
+    mask = torch.ones(1, args.length)
+    use_anchors(batch.anchors)
+    last = torch.randn(1, args.length, args.hidden)
+    losses = resolve_loss_config("ce", "eager")
+
+    def loss() -> Tensor:
+        _, value, _ = peer(
+            batch.features[None], batch.tokens[None], mask, last, owner[None], None, losses, GAMMA, args.blocks
+        )  # fmt: skip
+        # It divides by the number of slots, we by the sum of weights.
+        weights = torch.exp(-torch.arange(args.block_size - 1) / GAMMA)
+        return value / weights.mean()
+
+    return loss, peer
+
+
+def use_anchors(anchors: Tensor) -> None:
+    """Give the peer our anchors instead of a random choice of its own."""
+    import speculators.models.dflash.core as core
+
+    core.select_anchors = lambda *_: (anchors, torch.ones_like(anchors, dtype=torch.bool))
+
+
+def run(form: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Steps of one form in this process."""
+    loss, drafter = (theirs if form.startswith("peer") else ours)(form, args)
+    optimizer = torch.optim.AdamW([p for p in drafter.parameters() if p.requires_grad], lr=0.0)
+    before, seconds, used = peak_bytes(), [], []
+    for _ in range(args.repeat + 1):
+        wall, processor = time.perf_counter(), time.process_time()
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - wall)
+        used.append(time.process_time() - processor)
+    gradient = torch.nn.utils.get_total_norm(p.grad for p in drafter.parameters() if p.grad is not None)
+    return {
+        "seconds": statistics.median(seconds[1:]),
+        "processor_seconds": statistics.median(used[1:]),
+        "peak_mib": (peak_bytes() - before) / 2**20,
+        "process_mib": peak_bytes() / 2**20,
+        "loss": value.item(),
+        "gradient_norm": gradient.item(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[options()]
+    )
+    parser.add_argument("form", choices=FORMS)
+    args = parser.parse_args()
+    print(json.dumps(run(args.form, args)))
+
+
+if __name__ == "__main__":
+    main()
