@@ -1,4 +1,4 @@
-"""One side of `benchmarks.step_peer`, in a process of its own: some training steps, their seconds and the peak of memory.
+"""One side of `benchmarks.step_peer`, in a process of its own: seconds and peak memory of some training steps.
 
     python -m benchmarks.step_sides FORM [options of benchmarks.step_peer]
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import peak_bytes
+from benchmarks.common import forget_peak, peak_bytes
 from specauf import linear
 from specauf.data.batch import BlockBatch, BlockTargets
 from specauf.drafters import DFlashDrafter, DrafterConfig, TargetVocabulary
@@ -163,6 +163,7 @@ def run(form: str, args: argparse.Namespace) -> dict[str, Any]:
     """Steps of one form in this process."""
     loss, drafter = (theirs if form.startswith("peer") else ours)(form, args)
     optimizer = torch.optim.AdamW([p for p in drafter.parameters() if p.requires_grad], lr=0.0)
+    forget_peak()
     before, seconds, used = peak_bytes(), [], []
     for _ in range(args.repeat + 1):
         wall, processor = time.perf_counter(), time.process_time()
