@@ -16,7 +16,7 @@ from zarr.storage import LocalStore
 
 def read_array(folder: Path, name: str) -> np.ndarray:
     """One array of a Zarr group on local disk, whole."""
-    with zarr.config.set({"codec_pipeline.path": _codec_pipeline()}):
+    with zarr.config.set({"codec_pipeline.path": codec_pipeline()}):
         array = zarr.open_array(LocalStore(folder, read_only=True), path=name, mode="r")
         return np.asarray(array[...])
 
@@ -99,7 +99,7 @@ _PLAIN = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 _zarrs_process: int | None = None
 
 
-def _codec_pipeline() -> str:
+def codec_pipeline() -> str:
     """The zarrs pipeline, or zarr-python's own where zarrs is missing or cannot run."""
     global _zarrs_process
     if not _has_zarrs():
