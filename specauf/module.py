@@ -157,9 +157,10 @@ class DrafterModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log tau and survival per slot over the held-out split."""
-        self.log("val/tau", self.emitted.compute(), prog_bar=True)
+        # Of all ranks already; sync_dist tells Lightning so.
+        self.log("val/tau", self.emitted.compute(), prog_bar=True, sync_dist=True)
         for k, share in enumerate(self.acceptance.compute()["survival"], start=1):
-            self.log(f"val/survival_slot_{k}", share)
+            self.log(f"val/survival_slot_{k}", share, sync_dist=True)
         self.emitted.reset()
         self.acceptance.reset()
 

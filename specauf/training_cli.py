@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import signal
 import sys
 import warnings
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from specauf.callbacks import Checkpoints, SaveProvenance, Summary, Throughput, TrainingProgress
 from specauf.checkpoint import load_checkpoint
@@ -65,6 +66,22 @@ class TrainingCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyperparameters override flags and files, silently."""
+
+    def instantiate_classes(self) -> None:
+        """Instantiate everything; a class that lacks its package says which one, and nothing else.
+
+        Raises:
+            UserError: a package is missing, or the trainer's settings do not go together.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            lacking = re.search(r"Requirement '[^\n]*", str(error))
+            if lacking is None:
+                raise
+            raise UserError(lacking[0]) from error
+        except MisconfigurationException as error:
+            raise UserError(f"trainer: {one_line(str(error))}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the loggers and callbacks every run has, unless the config chose its own."""
@@ -131,6 +148,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",  # one process reads faster than the drafter trains
         ".*Checkpoint directory .* exists and is not empty.*",  # so it does when a run is resumed
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own
+        ".*WeightAveraging callback with a model that overrides.*",  # the drafter is whole on every rank
         ".*dirpath has changed from.*",  # a run that goes on in another directory keeps its own best there
         ".*smaller than the logging interval.*",
         ".*Experiment logs directory .* exists and is not empty.*",  # what it would delete was moved aside

@@ -54,11 +54,13 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every `every_n_steps` steps, and at the end of an epoch; where a validation follows, it saves."""
+        """Save every `every_n_steps` steps and at the end of an epoch or run; where a validation follows, it saves."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         last, every = trainer.is_last_batch, trainer.check_val_every_n_epoch or 1
         validated = last and trainer.limit_val_batches != 0 and (trainer.current_epoch + 1) % every == 0
-        if not validated and (last or trainer.global_step % self.every_n_steps == 0):
+        # The run's end too, for in `on_train_end` averaged weights have taken the place of the trained ones.
+        ends = last or trainer.global_step == trainer.max_steps
+        if not validated and (ends or trainer.global_step % self.every_n_steps == 0):
             self._save_now(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

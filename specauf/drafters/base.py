@@ -78,6 +78,7 @@ class Drafter(nn.Module, ABC):
     name: ClassVar[str]
     config_class: ClassVar[type[DrafterConfig]] = DrafterConfig
     needs_features: ClassVar[bool]
+    kinds: ClassVar[dict[str, "type[Drafter]"]] = {}  # by name; a class that gives itself a name is one
 
     def __init__(self, config: DrafterConfig, *, activation_checkpointing: bool = False) -> None:
         super().__init__()
@@ -85,6 +86,11 @@ class Drafter(nn.Module, ABC):
         self.activation_checkpointing = activation_checkpointing
         self.layers = nn.ModuleList(BlockLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" in vars(cls):
+            Drafter.kinds[cls.name] = cls
 
     def reset_parameters(self) -> None:
         """Random weights, as Qwen3 starts."""

@@ -13,8 +13,6 @@ from specauf.drafters.masked import MaskedConfig, MaskedDrafter
 from specauf.drafters.warm_start import continue_from
 from specauf.errors import UserError, unknown_name
 
-_CLASSES: dict[str, type[Drafter]] = {kind.name: kind for kind in (DFlashDrafter, DominoDrafter, MaskedDrafter)}
-
 
 def build_drafter(name: str, config: dict[str, Any]) -> Drafter:
     """An untrained drafter of a kind, from the dict that its `config.to_dict()` gave.
@@ -22,9 +20,9 @@ def build_drafter(name: str, config: dict[str, Any]) -> Drafter:
     Raises:
         UserError: there is no such kind.
     """
-    if name not in _CLASSES:
-        raise unknown_name("drafter", name, _CLASSES)
-    kind = _CLASSES[name]
+    if name not in Drafter.kinds:
+        raise unknown_name("drafter", name, Drafter.kinds)
+    kind = Drafter.kinds[name]
     return kind(kind.config_class.from_dict(config))
 
 
@@ -141,31 +139,15 @@ class DominoSpec(DFlashSpec):
 
     def __init__(
         self,
-        num_hidden_layers: int = 2,
-        block_size: int = 16,
-        num_attention_heads: int | None = None,
-        num_key_value_heads: int | None = None,
-        head_dim: int | None = None,
-        intermediate_size: int | None = None,
-        activation_checkpointing: bool = False,
-        init: Path | None = None,
         gru_hidden_dim: int = 1024,
         emb_dim: int = 256,
         pure_draft_prefix_len: int = 1,
         auf_on: AufOn = "base",
         base_start: float = 1.0,
         base_ratio: float = 1.0,
+        **more: Any,
     ) -> None:
-        super().__init__(
-            num_hidden_layers,
-            block_size,
-            num_attention_heads,
-            num_key_value_heads,
-            head_dim,
-            intermediate_size,
-            activation_checkpointing,
-            init,
-        )
+        super().__init__(**more)
         if not 0 <= base_start <= 1:
             raise UserError(f"base_start: {base_start} found, 0..1 expected: the base branch's share of the loss")
         if not 0 < base_ratio <= 1:
@@ -201,26 +183,10 @@ class MaskedSpec(DFlashSpec):
 
     def __init__(
         self,
-        num_hidden_layers: int = 2,
-        block_size: int = 16,
-        num_attention_heads: int | None = None,
-        num_key_value_heads: int | None = None,
-        head_dim: int | None = None,
-        intermediate_size: int | None = None,
-        activation_checkpointing: bool = False,
-        init: Path | None = None,
         num_encoder_layers: int = 2,
+        **more: Any,
     ) -> None:
-        super().__init__(
-            num_hidden_layers,
-            block_size,
-            num_attention_heads,
-            num_key_value_heads,
-            head_dim,
-            intermediate_size,
-            activation_checkpointing,
-            init,
-        )
+        super().__init__(**more)
         self.encoder: dict[str, Any] = {"num_encoder_layers": num_encoder_layers}
 
     def _fresh(self, manifest: Manifest, target: TargetFiles) -> Drafter:

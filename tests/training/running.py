@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from specauf.cli import main
 
 
@@ -23,6 +25,8 @@ def fit_here(cache: Path, run: Path, *options: str) -> int:
         return main(arguments(cache, run, *options))
     finally:
         sys.argv = argv
+        if torch.distributed.is_initialized():  # by a strategy, which would leave it to the next test
+            torch.distributed.destroy_process_group()
         if seed is None:
             os.environ.pop("PL_GLOBAL_SEED", None)
         else:
