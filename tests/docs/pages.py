@@ -1,7 +1,7 @@
 """The code blocks of README and docs, and a place to run them in.
 
-A block is fenced, or indented by four spaces after a blank line. Above an indented one stands a comment: `<!-- run -->`, or
-`<!-- not run: REASON -->`. Fenced ones speak for themselves: a file whose first line names it, a diff, or commands.
+A block is fenced, or indented by four spaces after a blank line. Above an indented one stands a comment, `<!-- run -->`
+or `<!-- not run: REASON -->`. Fenced ones speak for themselves: a file whose first line names it, a diff, or commands.
 """
 
 import os
