@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from cache_builder.config import BuildConfig
 from specauf.command import CommandParser
-from specauf.configs import find_config, known_configs
+from specauf.configs import find_config, known_configs, require_yaml
 from specauf.errors import UserError, run_command, unknown_name
 
 COMMANDS = {
@@ -88,6 +88,7 @@ def expand_names(words: list[str]) -> list[str]:
             file = value if Path(value).suffix in (".yaml", ".yml") else str(find_config("target", value))
             if not Path(file).is_file():
                 raise UserError(f"config {file} does not exist: give a YAML file or one of {', '.join(_targets())}")
+            require_yaml(Path(file))
         elif flag == "--corpus" and value in known_configs("corpus"):
             file, out[i] = str(find_config("corpus", value)), "--config" + ("" if separate else f"={value}")
         else:
@@ -162,7 +163,8 @@ def _verify(words: list[str]) -> None:
     write_json(own["json"], verdict.figures())
     if verdict.problems:
         hint = "delete or replace what is named" if own["repair"] else f"run cache-builder verify {place} --repair"
-        raise UserError(f"{place}: {len(verdict.problems)} problems: {hint}")
+        count = len(verdict.problems)
+        raise UserError(f"{place}: {count} problem{'s' if count > 1 else ''}: {hint}")
 
 
 def _cache_and_options(words: list[str], command: str, **extra: Any) -> tuple[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -91,9 +91,9 @@ def begin(cache_dir: str, identity: Identity) -> None:
         raise UserError(f"{cache_dir} holds {names[0]!r} and no cache: give another --out")
     else:
         found = identity
-    pairs = {name: (getattr(found, name), getattr(identity, name)) for name in Identity.__dataclass_fields__}
     differ = [
-        f"{name} is {_said(old)}, this build has {_said(new)}" for name, (old, new) in pairs.items() if old != new
+        f"{name} is {old!r}, this build has {new!r}"
+        for name, (old, new) in _fields_that_differ(asdict(found), asdict(identity)).items()
     ]
     if differ:
         raise UserError(
@@ -103,9 +103,16 @@ def begin(cache_dir: str, identity: Identity) -> None:
         place.write(IDENTITY, to_json(identity))
 
 
-def _said(value: object) -> str:
-    """A value with a mapping's keys in order, so that two can be compared by eye."""
-    return repr(dict(sorted(value.items())) if isinstance(value, dict) else value)
+def _fields_that_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields with both values; of mappings only the entries that differ, by their dotted names."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted({*old, *new}, key=lambda name: (list(old).index(name) if name in old else len(old), name)):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found |= {f"{name}.{key}": pair for key, pair in _fields_that_differ(a, b).items()}
+        elif a != b:
+            found[name] = (a, b)
+    return found
 
 
 def write_target(

@@ -119,7 +119,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # Only the first sentence: torch's next one advises to run what the file says.
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise UserError(f"checkpoint {path} cannot be read ({reason}): it is damaged or not a checkpoint") from error
     about = checkpoint.get("specauf") if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or not isinstance(checkpoint.get("state_dict"), dict):

@@ -1,5 +1,6 @@
 """`specauf`: fit, validate and test by LightningCLI; evaluate and report by plain functions."""
 
+import itertools
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -101,8 +102,10 @@ def _resolve(kind: str, value: str) -> str:
 
 
 def default_run_directory(loss: str) -> Path:
-    """`runs/LOSS-DATE-TIME`, for a run that was not told where to go."""
-    return Path("runs") / f"{loss}-{datetime.now():%Y%m%d-%H%M%S}"
+    """`runs/LOSS-DATE-TIME`, for a run that was not told where to go; one that is not there yet."""
+    name = f"{loss}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = (name if n == 0 else f"{name}-{n}" for n in itertools.count())
+    return next(path for path in (Path("runs") / n for n in names) if not path.exists())
 
 
 def newest(pattern: str, what: str, flag: str) -> Path:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import yaml
+
 from specauf.errors import UserError, unknown_name
 
 
@@ -25,13 +27,27 @@ def find_config(kind: str, name: str) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
+            require_yaml(path)
             return path
         if path.parent.name != kind:
-            raise UserError(
-                f"{kind} config {name} does not exist: give a YAML file or one of {', '.join(known_configs(kind))}"
-            )
+            what, known = f"{kind} config".strip(), ", ".join(known_configs(kind))
+            raise UserError(f"{what} {name} does not exist: give a YAML file or one of {known}")
         name = path.stem
     shipped = config_root() / kind / f"{name}.yaml"
     if not shipped.is_file():
         raise unknown_name(kind, name, known_configs(kind))
     return shipped
+
+
+def require_yaml(path: Path) -> None:
+    """Check that a file can be read as YAML; jsonargparse's own message does not name it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"config {path} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import re
 import signal
 import sys
@@ -12,8 +13,7 @@ from typing import Any, NoReturn
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from specauf.callbacks import Checkpoints, SaveProvenance, Summary, Throughput, TrainingProgress
@@ -22,6 +22,7 @@ from specauf.cli import default_run_directory
 from specauf.command import one_line
 from specauf.data.module import CacheDataModule
 from specauf.errors import UserError
+from specauf.loggers import MetricsLog
 from specauf.module import DrafterModule
 
 
@@ -58,7 +59,11 @@ class TrainingCLI(LightningCLI):
             if not Path(config.ckpt_path).is_file():
                 raise UserError(f"--ckpt_path={config.ckpt_path} does not exist: give RUN/checkpoints/last.ckpt")
             load_checkpoint(Path(config.ckpt_path))  # for its errors; Lightning's are tracebacks
-        if self.subcommand == "fit" and (root / "config.yaml").exists() and not config.ckpt_path:
+        elif self.subcommand == "validate" and _nothing_trained(config):
+            raise UserError("validate: no weights given: add --ckpt_path=RUN/checkpoints/best.ckpt")
+        _require_writable(root)
+        # A run that came to no checkpoint has nothing to lose, and may be started again in its place.
+        if self.subcommand == "fit" and not config.ckpt_path and list(root.glob("checkpoints/*.ckpt")):
             raise UserError(
                 f"run directory {root} already holds a run: go on with --ckpt_path={root}/checkpoints/last.ckpt, "
                 "or choose another --trainer.default_root_dir"
@@ -71,7 +76,7 @@ class TrainingCLI(LightningCLI):
         """Instantiate everything; a class that lacks its package says which one, and nothing else.
 
         Raises:
-            UserError: a package is missing, or the trainer's settings do not go together.
+            UserError: a package is missing.
         """
         try:
             super().instantiate_classes()
@@ -80,23 +85,26 @@ class TrainingCLI(LightningCLI):
             if lacking is None:
                 raise
             raise UserError(lacking[0]) from error
-        except MisconfigurationException as error:
-            raise UserError(f"trainer: {one_line(str(error))}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the loggers and callbacks every run has, unless the config chose its own."""
         config = self.config_init[self.subcommand].trainer
         root = config.default_root_dir
-        if config.logger in (None, True) and not config.fast_dev_run:
-            _keep_metrics(Path(root))
-            kwargs["logger"] = [CSVLogger(root, name="", version=""), TensorBoardLogger(root, name="", version="logs")]
+        if self.subcommand == "validate":
+            kwargs["logger"] = False if config.logger in (None, True) else config.logger  # a run's logs are its own
+        elif config.logger in (None, True) and not config.fast_dev_run:
+            kwargs["logger"] = [MetricsLog(Path(root)), TensorBoardLogger(root, name="", version="logs")]
         own: list[Callback] = list(config.callbacks or [])
         defaults: list[Callback] = [TrainingProgress(), Throughput()]
         if self.subcommand == "fit" and not config.fast_dev_run:
             defaults.append(Summary())
         kinds = tuple(type(c) for c in own)
         kwargs["callbacks"] = own + [c for c in defaults if not isinstance(c, kinds)]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:  # what Lightning makes of wrong settings
+            hint = "; --trainer.accelerator=cpu runs everywhere" if "backend found" in str(error) else ""
+            raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
 
 
 def main(argv: list[str]) -> None:
@@ -129,15 +137,23 @@ def main(argv: list[str]) -> None:
         ) from error
 
 
+def _nothing_trained(config: Any) -> bool:
+    return not config.ckpt_path and not (config.model.drafter.init_args or {}).get("init")
+
+
+def _require_writable(root: Path) -> None:
+    """Refuse a run directory that cannot be made, before anything else is done.
+
+    Raises:
+        UserError: it, or what it would stand in, is no directory or cannot be written.
+    """
+    near = next(path for path in (root, *root.parents) if path.exists())
+    if not near.is_dir() or not os.access(near, os.W_OK):
+        what = "cannot be written" if near.is_dir() else "is a file"
+        raise UserError(f"trainer.default_root_dir is {root} but {near} {what}: choose another directory")
+
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@rank_zero_only
-def _keep_metrics(root: Path) -> None:
-    """Move a resumed run's `metrics.csv` aside: Lightning's CSVLogger deletes what it finds."""
-    found = root / "metrics.csv"
-    if found.exists():
-        found.rename(root / f"metrics-{len(list(root.glob('metrics-*.csv'))) + 1}.csv")
 
 
 def _quiet() -> None:

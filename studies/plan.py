@@ -121,13 +121,13 @@ def read_study(name: str) -> Study:
                 f"{file}: group {group.name} names the cache {group.cache!r}, known are {', '.join(caches)}"
             )
         group.options[:0] = common
-    known = {f"{group.name}/{loss}" for group in groups for loss in group.losses}
+    trained = {f"{group.name}/{loss}" for group in groups for loss in group.losses}
     for group in groups:
-        if f"{group.name}/{group.base}" not in known:
+        if f"{group.name}/{group.base}" not in trained:
             raise UserError(f"{file}: group {group.name} compares with {group.base!r}, which it does not train")
     for name in (name for pair in study.comparisons for name in pair):
-        if name not in known:
-            raise UserError(f"{file}: comparisons: {name!r} found, one of {', '.join(sorted(known))} expected")
+        if name not in trained:
+            raise UserError(f"{file}: comparisons: {name!r} found, one of {', '.join(sorted(trained))} expected")
     return study
 
 

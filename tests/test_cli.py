@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from specauf.cli import files_first, COMMANDS, expand_names, main
+from specauf.cli import COMMANDS, expand_names, files_first, main
 from specauf.configs import config_root, find_config, known_configs
 from specauf.errors import UserError
 

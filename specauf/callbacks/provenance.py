@@ -18,6 +18,13 @@ _PACKAGES = ("torch", "lightning", "transformers", "zarr", "zarrs", "numcodecs",
 class SaveProvenance(SaveConfigCallback):
     """Beside Lightning's `config.yaml`, writes `run.json` into the run directory."""
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Nothing yet: a run that is refused, and one that only validates, leave the files of its directory alone."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write everything, now that the checkpoint's own checks are behind us."""
+        super().setup(trainer, pl_module, "fit")
+
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Runs on the first rank only, so it must not call anything collective."""
         directory = Path(trainer.default_root_dir)  # `log_dir` would be a collective call

@@ -125,7 +125,8 @@ def _check(directory: Path, facts: TargetFacts | None, json_file: Path | None) -
     for problem in checked.problems:
         print(problem)
     if checked.problems:
-        raise UserError(f"{directory}: {len(checked.problems)} problems; export it again with `specauf export`")
+        more = f" (and {len(checked.problems) - 1} more, see above)" if len(checked.problems) > 1 else ""
+        raise UserError(f"{directory}: {checked.problems[0]}{more}: export it again with `specauf export`")
     known = "its own config" if facts is None else facts.where
     print(f"{directory}: sound ({checked.layout} layout, {checked.tensors} tensors, compared with {known})")
 

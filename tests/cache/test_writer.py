@@ -102,7 +102,8 @@ def test_another_identity_is_refused_with_both_values(tmp_path, name, finished):
     with pytest.raises(UserError) as caught:
         begin(folder, other)
     for value in (getattr(PLAIN, name), CHANGES[name]):
-        assert repr(value["id"] if name == "target" else value) in str(caught.value)
+        entry = {"target": "id", "corpus": "name"}.get(name)
+        assert repr(value[entry] if entry else value) in str(caught.value)
     assert name in str(caught.value)
     begin(folder, PLAIN)
 

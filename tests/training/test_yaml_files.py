@@ -26,7 +26,7 @@ FIT = {
     "trainer/ddp.yaml": ["--trainer.accelerator=cpu", "--trainer.devices=1"],
     "trainer/early-stopping.yaml": [],
     "trainer/ema.yaml": [],
-    "debug/overfit.yaml": [],
+    "debug/overfit.yaml": ["--data.batch_size=1"],
     "debug/fast.yaml": [],
 }
 # What this machine lacks, and the one line that says so.

@@ -1,0 +1,127 @@
+"""Every wrong use of tests/wrong_uses.py is one line on stderr that says what to do, status 2, and no traceback.
+
+SPECAUF_WRITE=1 writes docs/wrong-uses.md from what is seen.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cache_builder.cli
+import specauf.cli
+from specauf.drafters import DFlashDrafter, DrafterConfig
+from tests.builder.conftest import make_target, make_tokenizer
+from tests.training.conftest import tiny_cache, write_tiny_cache  # noqa: F401  (a fixture)
+from tests.training.running import fit_here
+from tests.wrong_uses import CASES, PAGE, page
+
+ROOT = Path(__file__).parent.parent
+MAIN = {"specauf": specauf.cli.main, "cache-builder": cache_builder.cli.main}
+
+
+@pytest.fixture(scope="module")
+def place(tiny_cache, tmp_path_factory) -> Path:  # noqa: F811
+    """A directory with everything that the commands name, but for what is `nowhere`."""
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    shutil.copytree(tiny_cache, folder / "cache")
+    write_tiny_cache(folder / "without", documents=8, features="none", sketch_rank=0)
+    shutil.copytree(tiny_cache, folder / "unfinished")
+    (folder / "unfinished/manifest.json").unlink()
+    shutil.copytree(tiny_cache, folder / "newer")
+    manifest = folder / "newer/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 9'))
+    shutil.copytree(tiny_cache, folder / "flipped")
+    for shard in (0, 1, 2):
+        data = folder / f"flipped/shard-0000{shard}.zarr/tokens/c/0"
+        data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+    make_target().save_pretrained(folder / "target")
+    make_tokenizer().save_pretrained(folder / "target")
+    target = "target:\n  name: tiny\n  model: target\n  dtype: float32\n  mask_token: 258\n"
+    (folder / "target.yaml").write_text(target)
+    for name, loss in (("run", "dflash-b8"), ("masked", "masked")):
+        options = (f"--model.drafter={loss}", "--model.loss=auf", "--trainer.max_steps=1")
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert fit_here(folder / "cache", folder / name, *options) == 0
+    config = DrafterConfig.from_target(
+        make_target(hidden_size=64).config.to_dict(),
+        num_hidden_layers=1,
+        block_size=8,
+        taps=(1, 2, 3, 4, 5),
+        mask_token_id=258,
+    )
+    DFlashDrafter(config).save_pretrained(folder / "wide")
+    shutil.copytree(folder / "wide", folder / "broken")
+    (folder / "broken/model.safetensors").write_bytes(b"no tensors")
+    (folder / "empty").mkdir()
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"count to {i}"}) + "\n" for i in range(12)))
+    (folder / "broken.jsonl").write_text('{"prompt": "a"}\n{broken\n')
+    (folder / "empty.jsonl").write_text("\n")
+    (folder / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
+    (folder / "data.csv").write_text("prompt\na\n")
+    (folder / "broken.yaml").write_text("target: [\n")
+    (folder / "broken.ckpt").write_bytes(b"no checkpoint")
+    return folder
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns)
+        for p in folder.rglob("*")
+        if p.is_file() and "configs" not in p.relative_to(folder).parts
+    }
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, str]:
+    return {}
+
+
+@pytest.mark.parametrize("command", [c for cases in CASES.values() for c, _ in cases])
+def test_one_line_and_status_2(command, place, answers, monkeypatch, capsys):
+    says = next(says for cases in CASES.values() for c, says in cases if c == command)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(sys, "argv", [*sys.argv])
+    before = tree(place)
+    program, *words = shlex.split(command)
+    status = MAIN[program](words)
+    out, err = capsys.readouterr()
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert status == 2, out + err
+    assert "Traceback" not in out + err
+    assert len(lines) == 1, err
+    assert err.rstrip().splitlines()[-1] == lines[0]
+    assert says in lines[0], lines[0]
+    after = tree(place)
+    assert {name: after.get(name) for name in before} == before, "a wrong use changed or removed a file"
+    said = lines[0].removeprefix("error: ").replace(str(place), "...")
+    answers[command] = re.sub(r"draft-\d+", "draft-N", said)
+
+
+def test_the_page_lists_them_all(answers):
+    count = sum(map(len, CASES.values()))
+    assert count >= 40
+    if len(answers) < count:
+        pytest.skip("not all of them ran well")
+    if os.environ.get("SPECAUF_WRITE"):
+        PAGE.write_text(page(answers))
+    assert PAGE.read_text() == page(answers)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

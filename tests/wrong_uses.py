@@ -1,0 +1,140 @@
+"""Wrong uses and what answers them: the table of docs/wrong-uses.md, which tests/test_wrong_uses.py writes."""
+
+from pathlib import Path
+
+FIT = "specauf fit -c fit --model.loss=auf --model.drafter=dflash-b8 --data.cache=cache --trainer.accelerator=cpu"
+BUILD = "cache-builder build --config target.yaml --corpus prompts.jsonl --max_length 200 --max_new_tokens 24 --out new"
+EVALUATE = "specauf evaluate run --target target --benchmarks '[prompts.jsonl]' --max_new_tokens 8 --out out"
+
+# What is wrong: a command of the place that tests/test_wrong_uses.py makes, and a part of the one line that answers it.
+# Words behind a command that holds the option already stand in its place, as on any command line.
+CASES: dict[str, list[tuple[str, str]]] = {
+    "Names": [
+        ("specauf evaluat", "unknown command 'evaluat'. Did you mean evaluate?"),
+        ("cache-builder biuld", "unknown command 'biuld'. Did you mean build?"),
+        (f"{FIT} --model.loss=aufs", "unknown loss 'aufs'. Did you mean auf?"),
+        (f"{FIT} --model.drafter=dflsh", "unknown drafter 'dflsh'. Did you mean dflash?"),
+        (f"{FIT} -c configs/nosuch.yaml", "nosuch"),
+        (f"{FIT} --model.loss.weighting=Nosuch", "Nosuch"),
+        (f"{FIT} --trainer.strategy=nosuch", "nosuch"),
+        ("specauf sweep --losses 'auf nosuch' --cache cache", "unknown loss 'nosuch'"),
+        (f"{BUILD} --config nosuch", "unknown target 'nosuch'"),
+        (f"{BUILD} --corpus nosuch", "unknown corpus 'nosuch'"),
+        (f"{BUILD} --features sketsh", "sketsh"),
+        (f"{EVALUATE} --benchmarks '[humanevil]'", "unknown benchmark 'humanevil'. Did you mean humaneval?"),
+        (f"{EVALUATE} --target nosuch", "unknown target 'nosuch'"),
+        ("specauf export run --to gguf --out exported", "gguf"),
+    ],
+    "Options and types": [
+        ("specauf fit -c fit --model.drafter=dflash-b8 --data.cache=cache", "model.loss"),
+        ("specauf fit -c fit --model.loss=auf --model.drafter=dflash-b8", "data.cache"),
+        (f"{FIT} --data.bach_size=4", "bach_size"),
+        (f"{FIT} --data.batch_size=many", "batch_size"),
+        (f"{FIT} --data.batch_size=0", "data.batch_size is 0: give at least 1"),
+        (f"{FIT} --data.batch_size=500", "500"),
+        (f"{FIT} --data.num_workers=-1", "data.num_workers is -1"),
+        (f"{FIT} --trainer.max_steps=0", "max_steps"),
+        (f"{FIT} --model.loss=decay --model.loss.weighting.gamma=-1", "loss gamma is -1"),
+        (f"{FIT} --model.head_tokens=1", "model.head_tokens is 1"),
+        (f"{FIT} --model.schedule.init_args.warmup=2", "warmup"),
+        (f"{FIT} --model.drafter.init_args.block_size=1", "block_size"),
+        (f"{FIT} --checkpoints.every_n_steps=0", "every_n_steps is 0"),
+        (f"{FIT} --trainer.accelerator=gpu", "gpu"),
+        ("specauf sweep --losses 'auf auf' --cache cache", "auf auf"),
+        ("specauf sweep --losses auf --cache cache --model.loss=ce", "sets"),
+        (f"{BUILD} --k 0", "k is 0, expected 1 or more"),
+        (f"{BUILD} --k 5000", "5000"),
+        (f"{BUILD} --held_out 2", "held_out is 2.0, expected a share from 0 to 1"),
+        (f"{BUILD} --max_new_tokens 300", "max_new_tokens is 300, max_length is 200"),
+        (f"{BUILD} --temperature -1", "temperature is -1"),
+        (f"{BUILD} --target.taps '[1, 7]'", "taps"),
+        (f"{EVALUATE} --block_sizes '[99]'", "block_sizes: 99 found"),
+        (f"{EVALUATE} --temperatures '[-1]'", "temperature: -1.0 found"),
+        (f"{EVALUATE} --limit 0", "limit is 0"),
+    ],
+    "Paths and files": [
+        (f"{FIT} --data.cache=nowhere", "nowhere"),
+        (f"{FIT} --data.cache=prompts.jsonl", "prompts.jsonl"),
+        (f"{FIT} --ckpt_path=nowhere.ckpt", "--ckpt_path=nowhere.ckpt does not exist"),
+        (f"{FIT} --ckpt_path=broken.ckpt", "broken.ckpt"),
+        (f"{FIT} --model.drafter.init_args.init=nowhere", "nowhere"),
+        (f"{FIT} --trainer.default_root_dir=prompts.jsonl/run", "prompts.jsonl"),
+        (f"{BUILD} --corpus nowhere.jsonl", "corpus nowhere.jsonl does not exist"),
+        (f"{BUILD} --corpus broken.jsonl", "broken.jsonl line 2 is not JSON"),
+        (f"{BUILD} --corpus empty.jsonl", "empty"),
+        (f"{BUILD} --corpus latin.jsonl", "is not UTF-8"),
+        (f"{BUILD} --corpus data.csv", "'.csv'"),
+        (f"{BUILD} --out prompts.jsonl", "prompts.jsonl"),
+        (f"{BUILD} --out /proc/cache", "/proc/cache"),
+        (f"{BUILD} --config nowhere.yaml", "nowhere.yaml"),
+        (f"{BUILD} --config broken.yaml", "broken.yaml"),
+        ("cache-builder inspect nowhere", "nowhere"),
+        ("cache-builder verify nowhere", "nowhere"),
+        (f"{EVALUATE} --benchmarks '[nowhere.jsonl]'", "benchmark file nowhere.jsonl does not exist"),
+        (f"{EVALUATE} --benchmarks '[broken.jsonl]'", "broken.jsonl line 2 is not JSON"),
+        ("specauf evaluate nowhere --target target --out out", "nowhere does not exist"),
+        ("specauf report nowhere", "nowhere"),
+        ("specauf export nowhere --out exported", "nowhere"),
+        ("specauf export --check prompts.jsonl", "prompts.jsonl"),
+        ("specauf import target --out ours", "target"),
+        ("specauf doctor --no-hub --json nowhere/doctor.json", "nowhere/doctor.json"),
+    ],
+    "Order of steps": [
+        (f"{FIT} --data.cache=unfinished", "unfinished"),
+        (f"{FIT} --trainer.default_root_dir=run", "run directory run already holds a run"),
+        ("specauf validate -c run/config.yaml", "ckpt_path"),
+        ("specauf export empty --out exported", "holds no drafter"),
+        ("specauf export run --out target", "target exists"),
+        ("specauf evaluate empty --target target --out out", "holds no drafter"),
+        ("specauf report run", "run"),
+        ("specauf audit cache empty", "holds no drafter"),
+        ("cache-builder verify unfinished", "unfinished"),
+        ("specauf export run --out exported --push_to_hub me/mine", "token"),
+    ],
+    "Mixed up": [
+        (f"{FIT} --data.cache=without", "features: none in the cache"),
+        (f"{FIT} --model.drafter.init_args.init=wide", "hidden_size"),
+        ("specauf fit -c run/config.yaml --ckpt_path=run/checkpoints/last.ckpt --data.cache=without", "cache"),
+        ("specauf fit -c run/config.yaml --ckpt_path=run/checkpoints/last.ckpt --seed_everything=7", "seed"),
+        (f"{BUILD} --out cache", "cache"),
+        ("specauf evaluate wide --target target --benchmarks '[prompts.jsonl]' --out out", "hidden_size"),
+        ("specauf audit without run", "features"),
+        ("specauf export masked --out exported", "no server reads this kind"),
+        ("specauf export --check wide --cache cache", "hidden_size"),
+    ],
+    "Damage and missing packages": [
+        (f"{FIT} --data.cache=newer", "format"),
+        (f"{FIT} --data.cache=flipped", "field tokens: object tokens/c/0 is damaged"),
+        ("cache-builder verify flipped", "flipped"),
+        (f"{FIT} -c configs/logger/wandb.yaml", "pip install -U 'wandb"),
+        (f"{FIT} -c configs/logger/mlflow.yaml", "pip install -U 'mlflow"),
+        (f"{EVALUATE} --benchmarks '[gsm8k]'", "gsm8k"),
+        ("specauf export broken --out exported", "broken"),
+    ],
+}
+
+
+def page(answers: dict[str, str]) -> str:
+    """docs/wrong-uses.md: every command with the whole line that answers it."""
+    short = {FIT: "specauf fit ...", BUILD: "cache-builder build ...", EVALUATE: "specauf evaluate ..."}
+    count = sum(map(len, CASES.values()))
+    lines = [
+        "# Wrong uses",
+        "",
+        f"{count} things that go wrong, each answered by one line and exit status 2. Nothing is lost or half-written.",
+        "`tests/test_wrong_uses.py` runs them all in a directory with a cache, a run, a target and files broken as",
+        "their names say, and holds this page to what it sees. `...` stands for options that are right.",
+    ]
+    for title, cases in CASES.items():
+        lines += ["", f"## {title}", "", "| command | answer |", "|---|---|"]
+        for command, _ in cases:
+            said = answers[command].replace("|", "\\|")
+            lines.append(f"| `{_short(command, short)}` | {said} |")
+    return "\n".join(lines) + "\n"
+
+
+def _short(command: str, short: dict[str, str]) -> str:
+    return next((s + command[len(whole) :] for whole, s in short.items() if command.startswith(whole)), command)
+
+
+PAGE = Path(__file__).parent.parent / "docs/wrong-uses.md"
