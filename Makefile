@@ -90,5 +90,6 @@ wheel: setup ## dist/specauf-VERSION.whl, with the configs inside
 study: setup ## train and decode every loss of studies/STUDY.yaml (default: reduced), with its table
 	$(BIN)/python -m studies $(STUDY) $(ARGS)
 
-bench: setup ## every benchmark
-	for name in read build loss step decode; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+bench: setup ## every benchmark; some need the demo's cache and drafter
+	for name in read build loss step step_peer scale imports cache_size real_run; do $(BIN)/python -m benchmarks.$$name $$(test $$name != cache_size || echo caches/demo) || exit 1; done
+	$(BIN)/python -m benchmarks.decode runs/demo/auf

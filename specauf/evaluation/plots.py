@@ -41,12 +41,12 @@ def figures(record: Record) -> list[Figure]:
         _survival(axes[2], runs, "conditional_acceptance")
         names = "tau_pooled, tau_pooled_95, accepted_per_slot, conditional_acceptance"
         out.append(Figure(f"Acceptance: {where}", _svg(figure), f"{field}: {names}"))
-        figure, axes = _subplots(2, 9)
+        figure, axes = _subplots(2, 13)
         _speed(axes[0], runs)
         _time(axes[1], runs)
         names = "tokens_per_second, baseline_tokens_per_second, generate_tokens_per_second, milliseconds_per_token"
         out.append(Figure(f"Speed: {where}", _svg(figure), f"{field}: {names}"))
-    curves = sorted({name for run in record.get("training", {}).values() for name in run})
+    curves = sorted({n for run in record.get("training", {}).values() for n, c in run.items() if len(c["step"]) > 1})
     if curves:
         figure, axes = _subplots(len(curves), 4.4 * len(curves))
         for axis, name in zip(axes, curves, strict=True):
@@ -97,8 +97,12 @@ def _survival(axis: Any, runs: Record, field: str) -> None:
     whole = field == "accepted_per_slot"
     axis.set_title("share of cycles that accept slot k" if whole else "acceptance of slot k where it is reached")
     axis.set_xlabel("slot k")
-    if whole and any(share > 0 for run in runs.values() for share in run[field]):
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    shares = [share for run in runs.values() for share in run[field] if share]
+    if whole and shares and max(shares) > 10 * min(shares):
         axis.set_yscale("log")
+    elif whole:
+        axis.set_ylim(bottom=0)
     axis.legend()
 
 
