@@ -58,6 +58,13 @@ def test_fit_runs_with_it(name, tiny_cache, tmp_path):
         assert sorted(logged(tmp_path / "run")) == [0, 1]
 
 
+def test_presets_with_callbacks_add_up(tiny_cache, tmp_path):
+    files = ["-c", "configs/trainer/early-stopping.yaml", "-c", "configs/trainer/ema.yaml"]
+    assert fit_here(tiny_cache, tmp_path / "run", *files, "--model.loss=auf", "--trainer.max_steps=1") == 0
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["trainer"]["callbacks"]
+    assert [c["class_path"].split(".")[-1] for c in saved] == ["EarlyStopping", "EMAWeightAveraging"]
+
+
 def test_averaged_weights_are_what_is_saved(tiny_cache, tmp_path):
     options = ["--model.loss=auf", "--trainer.max_steps=3", "--model.optimizer.init_args.lr=1.0e-2"]
     assert fit_here(tiny_cache, tmp_path / "plain", *options) == 0
