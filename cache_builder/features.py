@@ -5,6 +5,10 @@ document's first token only. One scale per row would spend all codes on them, so
 own root mean square over the sample's ordinary tokens.
 """
 
+import contextlib
+import os
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -32,6 +36,22 @@ def fit_features(sample: Float[Tensor, "tokens features"], kind: FeatureKind, ta
     """
     if kind in ("none", "bf16"):
         return FeatureCodec(kind, taps)
+    with _all_cores():
+        return _fit(sample, kind, taps, rank)
+
+
+@contextlib.contextmanager
+def _all_cores() -> Iterator[None]:
+    """As many threads as the machine has cores, however few this rank was given: sums in double depend on the number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit(sample: Float[Tensor, "tokens features"], kind: FeatureKind, taps: int, rank: int) -> FeatureCodec:
     _require_finite(bool(torch.isfinite(sample).all()))
     x = _without_sinks(sample.double(), taps)
     mean_square = x.square().mean(0)

@@ -1,6 +1,6 @@
 """Run a study: build its caches, train, decode, tabulate. What is done is not done again.
 
-python -m studies NAME [--gsm8k FILE] [--results DIR] [--tables]
+python -m studies NAME [--also BENCHMARK...] [--results DIR] [--tables]
 
 Results that are committed stand in studies/results; a run of your own puts its own beside its runs.
 """
@@ -24,7 +24,12 @@ def main() -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", help="a file in studies/, without its ending")
-    parser.add_argument("--gsm8k", type=Path, help="JSONL with GSM8K's questions (field `question`), decoded too")
+    parser.add_argument(
+        "--also",
+        nargs="*",
+        default=[],
+        help="further benchmarks, as `specauf evaluate` names them: NAME, FILE, NAME=FILE",
+    )
     parser.add_argument(
         "--results", type=Path, help="where results go, in a folder of the study's name; beside its runs by default"
     )
@@ -35,8 +40,7 @@ def main() -> int:
 
 def _study(args: argparse.Namespace) -> None:
     study = read_study(args.name)
-    if args.gsm8k:
-        study.decoding.benchmarks.append(f"gsm8k={args.gsm8k}")
+    study.decoding.benchmarks.extend(args.also)
     results = Path("runs/study") / study.name / "results" if args.results is None else args.results / study.name
     if not args.tables:
         build_caches(study)

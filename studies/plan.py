@@ -54,7 +54,7 @@ class Decoding:
     """How every drafter is decoded, greedily, with the real target.
 
     Attributes:
-        benchmarks: names of `specauf evaluate`; `gsm8k=FILE` is added by --gsm8k.
+        benchmarks: names of `specauf evaluate`; more are added by --also.
         limit: prompts of each.
         max_new_tokens: of each answer.
         batch_size: prompts decoded together.
