@@ -42,7 +42,7 @@ def fit_features(sample: Float[Tensor, "tokens features"], kind: FeatureKind, ta
 
 @contextlib.contextmanager
 def _all_cores() -> Iterator[None]:
-    """As many threads as the machine has cores, however few this rank was given: sums in double depend on the number."""
+    """As many threads as the machine has cores, however few this rank was given: sums depend on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     try:
