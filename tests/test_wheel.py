@@ -77,7 +77,8 @@ def test_a_tiny_cache_and_three_steps(bin_of, tmp_path):
     make_tokenizer().save_pretrained(tmp_path / "target")
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"count to {n}"} for n in range(24)])
     run(
-        bin_of / "cache-builder", "build", "--target.name=t", "--target.model=target", "--target.mask_token=258", "--corpus=prompts.jsonl",
+        bin_of / "cache-builder", "build", "--target.name=t", "--target.model=target",
+        "--target.mask_token=258", "--corpus=prompts.jsonl",
         "--out=cache", "--max_new_tokens=24", "--max_length=200", "--held_out=0.2", "--max_compression=100", "--k=4",
         at=tmp_path,
     )  # fmt: skip
