@@ -1,5 +1,6 @@
 """README and docs: every block runs or says why not, every link resolves, every named path exists, the site builds."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -72,6 +73,8 @@ RUN = [page for page in PAGES if any(b.mark == "run" for b in blocks(page))]
 def test_the_page_s_commands_run(page, tmp_path):
     """One after another, as a reader would, in a place like a clone that holds the demo's cache and runs."""
     place = make_place(tmp_path / "clone")
+    rows = [json.dumps({"prompt": f"Write a function that adds {n} to a number."}) + "\n" for n in range(40)]
+    (place / "prompts.jsonl").write_text("".join(rows))
     for name in ("caches/demo", "runs/demo"):
         if not (ROOT / name).is_dir():
             pytest.skip(f"{name} is not here: make demo")
