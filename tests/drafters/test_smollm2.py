@@ -33,7 +33,10 @@ def test_a_drafter_of_smollm2_decodes_what_it_knows_by_heart(kind: str, tmp_path
     )
     vocabulary = vocabulary_of(target)
     anchors = list(range(len(ids), len(d.tokens) - 1, 4))
-    assert learn(drafter, vocabulary, batch_of([d], [anchors], BLOCK), steps=200, rate=2e-3) < 0.02
+    assert (
+        learn(drafter, vocabulary, batch_of([d], [anchors], BLOCK), steps=200 if kind == "dflash" else 400, rate=2e-3)
+        < 0.02
+    )
     drafter.save_pretrained(tmp_path, dtype=torch.float32)
     result = speculative_generate(target, load_drafter(tmp_path), ids[None], max_new_tokens=new, stop_token_ids=[])
     assert list(result.tokens) == d.tokens[len(ids) :].tolist()
