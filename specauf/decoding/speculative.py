@@ -140,7 +140,7 @@ class _Loop:
         self.memory = ContextMemory(prompts)
         self.number = 0
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def prefill(self, prompts: list[Tensor]) -> list[Cycle]:
         """Read the prompts and choose each one's first token."""
         started = self._now()
@@ -155,7 +155,7 @@ class _Loop:
         first = [[token] for token in self.anchors.tolist()]
         return self._emit(first, [0] * len(first), 0, (0.0, verified - started, started))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def cycle(self) -> list[Cycle]:
         """Draft a block for every prompt still going, verify, commit."""
         started = self._now()
