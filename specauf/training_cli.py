@@ -53,7 +53,7 @@ class TrainingCLI(LightningCLI):
         if config.trainer.max_steps == 0 or config.trainer.max_epochs == 0:
             raise UserError("trainer.max_steps or max_epochs is 0: give at least 1, or -1 for no limit")
         if config.trainer.default_root_dir is None:
-            config.trainer.default_root_dir = str(default_run_directory("drafter"))
+            config.trainer.default_root_dir = _run_directory()
         root = Path(config.trainer.default_root_dir)
         if config.ckpt_path and str(config.ckpt_path).endswith(".ckpt"):
             if not Path(config.ckpt_path).is_file():
@@ -135,6 +135,17 @@ def main(argv: list[str]) -> None:
             f"trainer.default_root_dir: writing failed ({error.strerror}); the last checkpoint is whole: free some "
             "space and go on with --ckpt_path=RUN/checkpoints/last.ckpt"
         ) from error
+
+
+def _run_directory() -> str:
+    """A new directory; ranks that Lightning starts from this process inherit its name through the environment."""
+    inherited = os.environ.get(_RUN_DIRECTORY) if os.environ.get("LOCAL_RANK", "0") != "0" else None
+    name = inherited or str(default_run_directory("drafter"))
+    os.environ[_RUN_DIRECTORY] = name
+    return name
+
+
+_RUN_DIRECTORY = "SPECAUF_RUN_DIRECTORY"
 
 
 def _nothing_trained(config: Any) -> bool:

@@ -117,3 +117,26 @@ def test_a_second_run_does_not_overwrite_the_first(tiny_cache, tmp_path):
 
 def test_every_loss_is_known():
     assert {"auf", "ce", "decay"} <= set(known_configs("loss"))
+
+
+def test_two_ranks_share_the_directory_that_was_not_named(tiny_cache, tmp_path):
+    options = [
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+    ]
+    words = [w for w in arguments(tiny_cache, tmp_path, "--model.loss=auf", *options) if "default_root_dir" not in w]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        [sys.executable, "-m", "specauf", *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "checkpoints/last.ckpt").is_file()
+    assert json.loads((run / "run.json").read_text())["world_size"] == 2
