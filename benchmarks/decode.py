@@ -1,10 +1,12 @@
-"""Decoding speed against z-lab's package `dflash`, with the same drafter and target, interleaved prompt by prompt.
+"""Decoding speed against z-lab's package `dflash` with the same drafter, and against `generate`, in turn.
 
     python -m benchmarks.decode DRAFTER [--target smollm2-135m] [--prompts 32] [--new 96]
 
 The package is not a dependency: name an interpreter that has it with --python, or leave it out to let
-`tests.interop.environments` make one. It runs in a process of its own that answers one prompt at a time, so that both
-meet the same machine; the order alternates. Ends with one JSON line.
+`tests.interop.environments` make one. It runs in a process of its own that answers one prompt at a time, so that all
+meet the same machine; the order rotates. On every side frozen products go through oneDNN where the CPU gains by it.
+`lookup` is transformers' own drafting from the prompt, `generate(prompt_lookup_num_tokens=10)`. --block makes our side
+decode with shorter blocks too, as `ours short`. Ends with one JSON line.
 """
 
 import argparse
@@ -13,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +37,13 @@ PEER = """
 import json, sys, time
 import dflash.model, torch
 from dflash.model import DFlashDraftModel, dflash_generate
+from specauf.linear import use_onednn
 from specauf.targets import load_target, resolve_target
 dflash.model._cuda_time = time.perf_counter  # its statistics wait for CUDA
 directory, name, threads, new = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(threads)
 drafter = DFlashDraftModel.from_pretrained(directory, dtype=torch.float32).eval()
+use_onednn(drafter.requires_grad_(False))
 target, _ = load_target(resolve_target(name))
 stops = target.generation_config.eos_token_id
 stops = stops if isinstance(stops, list) else [stops]
@@ -73,6 +79,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--new", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--block", type=int, default=4, help="slots of our shorter blocks")
     parser.add_argument("--python", help="an interpreter with the package dflash")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -100,7 +107,7 @@ def main() -> None:
         command = [python, "-c", PEER, folder, args.target, str(args.threads), str(args.new)]
         peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
-            figures = _measure(peer, target, drafter, vocabulary, prompts, args.new)
+            figures = _measure(peer, target, drafter, vocabulary, prompts, args.new, args.block)
         finally:
             peer.terminate()
             peer.wait()
@@ -108,53 +115,91 @@ def main() -> None:
 
 
 def _measure(
-    peer: Any, target: Any, drafter: DFlashDrafter, vocabulary: TargetVocabulary, prompts: list[torch.Tensor], new: int
+    peer: Any,
+    target: Any,
+    drafter: DFlashDrafter,
+    vocabulary: TargetVocabulary,
+    prompts: list[torch.Tensor],
+    new: int,
+    block: int,
 ) -> dict[str, Any]:
     assert peer.stdout.readline().strip() == "ready"
 
-    def theirs(ids: torch.Tensor) -> dict[str, Any]:
+    def dflash(ids: torch.Tensor) -> dict[str, Any]:
         peer.stdin.write(json.dumps(ids[0].tolist()) + "\n")
         peer.stdin.flush()
         answer: dict[str, Any] = json.loads(peer.stdout.readline())
         return answer
 
-    def ours(ids: torch.Tensor) -> tuple[Any, dict[str, float]]:
+    def timed(answer: Callable[[], tuple[list[int], list[int]]]) -> dict[str, Any]:
         started, cpu = time.perf_counter(), time.process_time()
-        result = speculative_generate(target, drafter, ids, max_new_tokens=new, vocabulary=vocabulary)
-        return result, {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+        tokens, accepted = answer()
+        seconds = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+        return {"tokens": tokens, "accepted": accepted, **seconds}
 
-    theirs(prompts[0])
-    ours(prompts[0])  # both warm
-    tokens, seconds, cpu, same, cycles = [], [], [], True, 0
+    def ours(ids: torch.Tensor, **more: Any) -> dict[str, Any]:
+        def answer() -> tuple[list[int], list[int]]:
+            found = speculative_generate(target, drafter, ids, max_new_tokens=new, vocabulary=vocabulary, **more)
+            return list(found.tokens), list(found.accepted)
+
+        return timed(answer)
+
+    def generate(ids: torch.Tensor, **more: Any) -> dict[str, Any]:
+        def answer() -> tuple[list[int], list[int]]:
+            mask = torch.ones_like(ids)
+            out = target.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, **more)
+            return out[0, ids.shape[1] :].tolist(), []
+
+        return timed(answer)
+
+    sides: dict[str, Callable[[torch.Tensor], dict[str, Any]]] = {
+        "ours": ours,
+        "dflash": dflash,
+        "ours short": partial(ours, block_size=block),
+        "generate": generate,
+        "lookup": partial(generate, prompt_lookup_num_tokens=10),
+    }
+    for side in sides.values():
+        side(prompts[0])  # warm
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for number, ids in enumerate(prompts):
-        if number % 2:
-            (mine, own), other = ours(ids), theirs(ids)
-        else:
-            other, (mine, own) = theirs(ids), ours(ids)
-        one, two = compared(mine.accepted, other["emitted"], drafter.config.block_size, len(mine.tokens), new)
-        same = same and one == two and list(mine.tokens) == other["tokens"]
+        names = list(sides)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            found[name].append(sides[name](ids))
+        times = ", ".join(f"{name} {rows[-1]['seconds']:.2f} s" for name, rows in found.items())
+        print(f"{number + 1}/{len(prompts)}: {times}", file=sys.stderr)
+    return _figures(found, drafter.config.block_size, new, block)
+
+
+def _figures(found: dict[str, list[dict[str, Any]]], block_size: int, new: int, short: int) -> dict[str, Any]:
+    """Speeds of all sides, and ours as ratios with their intervals over prompts."""
+    ours = found["ours"]
+    same, cycles = True, 0
+    for mine, other in zip(ours, found["dflash"], strict=True):
+        one, two = compared(mine["accepted"], other["emitted"], block_size, len(mine["tokens"]), new)
+        same = same and one == two
         cycles += len(one)
-        tokens.append((len(mine.tokens), len(other["tokens"])))
-        seconds.append((own["seconds"], other["seconds"]))
-        cpu.append((own["cpu_seconds"], other["cpu_seconds"]))
-        print(
-            f"{number + 1}/{len(prompts)}: ours {own['seconds']:.2f} s, theirs {other['seconds']:.2f} s",
-            file=sys.stderr,
-        )
-    t, s, c = np.array(tokens, float), np.array(seconds), np.array(cpu)
-    draws = np.random.default_rng(0).integers(0, len(t), (2000, len(t)))
-    ratios = (t[draws, 0].sum(1) / s[draws, 0].sum(1)) / (t[draws, 1].sum(1) / s[draws, 1].sum(1))
-    speed = t.sum(0) / s.sum(0)
+    tokens = np.array([len(row["tokens"]) for row in ours], float)
+    seconds = {name: np.array([row["seconds"] for row in rows]) for name, rows in found.items()}
+    draws = np.random.default_rng(0).integers(0, len(tokens), (2000, len(tokens)))
+
+    def ratio(fast: str, slow: str) -> list[float]:
+        spread = seconds[slow][draws].sum(1) / seconds[fast][draws].sum(1)
+        return [seconds[slow].sum() / seconds[fast].sum(), *np.quantile(spread, [0.025, 0.975]).tolist()]
+
     return {
-        "prompts": len(prompts),
+        "prompts": len(ours),
         "cycles_compared": cycles,
-        "same_cycles_and_tokens": same,
-        "tokens_per_second": speed[0],
-        "dflash_tokens_per_second": speed[1],
-        "ratio": speed[0] / speed[1],
+        "same_cycles": same,
+        "same_tokens": {
+            name: [r["tokens"] for r in rows] == [r["tokens"] for r in ours] for name, rows in found.items()
+        },
+        "tokens_per_second": {name: tokens.sum() / value.sum() for name, value in seconds.items()},
+        "ratio_to_dflash": ratio("ours", "dflash"),
         # Of processor time: on a machine that does other work, the fairer one.
-        "cpu_ratio": float(np.divide(*(t.sum(0) / c.sum(0)))),
-        "ratio_95": np.quantile(ratios, [0.025, 0.975]).tolist(),
+        "cpu_ratio_to_dflash": sum(r["cpu_seconds"] for r in found["dflash"]) / sum(r["cpu_seconds"] for r in ours),
+        "short_block": short,
+        **{f"short_to_{name}": ratio("ours short", name) for name in ("generate", "lookup")},
     }
 
 
