@@ -96,6 +96,18 @@ class Drafter(nn.Module, ABC):
         """Random weights, as Qwen3 starts."""
         initialise(self, self.config.initializer_range)
 
+    def compile_rows(self) -> None:
+        """Let torch.compile make one program, for any number of rows, of what works row by row in every layer.
+
+        These are the projections with their norms and rotation, and the MLPs. Attention is left out: on CUDA it is a
+        compiled kernel already (`specauf/drafters/flex.py`), elsewhere one product a document.
+        """
+        for layer in self._block_layers():
+            layer.mlp.compile(dynamic=True, fullgraph=True)
+            attention = layer.self_attn
+            for name in ("project", "key_value"):
+                setattr(attention, name, torch.compile(getattr(attention, name), dynamic=True, fullgraph=True))
+
     @abstractmethod
     def context_rows(
         self,
