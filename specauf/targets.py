@@ -166,6 +166,8 @@ def mask_token_id(config: TargetConfig, tokenizer: Any, vocab_size: int) -> int:
     if token is None:
         raise UserError(f"target {config.name}: mask_token is not set: name a reserved or unused token")
     vocabulary = tokenizer.get_vocab()
+    if isinstance(token, str) and token not in vocabulary and token.isdecimal():
+        token = int(token)  # an id given by flag arrives as text
     if isinstance(token, str) and token not in vocabulary:
         raise UserError(f"target {config.name}: mask_token {token!r} is no token: name a reserved one or give its id")
     found = vocabulary[token] if isinstance(token, str) else token

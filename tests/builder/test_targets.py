@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from specauf.configs import known_configs
 from specauf.errors import UserError
 from specauf.targets import TargetConfig, default_taps, load_target, mask_token_id, resolve_target, target_identity
+from tests.builder.conftest import make_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -125,3 +126,8 @@ def test_smollm2_loads_from_the_wheel(tmp_path: Path) -> None:
     )
     assert tokenizer.decode(answer[0]).endswith("a + b")
     model.save_pretrained(tmp_path)
+
+
+def test_a_mask_token_s_id_may_come_as_text() -> None:
+    for given in (258, "258", "<|mask|>"):
+        assert mask_token_id(TargetConfig(name="t", model="m", mask_token=given), make_tokenizer(), 270) == 258
