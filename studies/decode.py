@@ -56,7 +56,9 @@ class Decoder:
                 "reached": _reached([a for r in results for a in r.accepted], drafter.config.block_size - 1),
                 "identical": sum(list(r.tokens) == plain for r, plain in zip(results, self.plain[name], strict=True)),
             }
-        return {"benchmarks": found, "decoding": vars(self.decoding), **environment()}
+        # A benchmark's name, and not the place of its file on this machine.
+        decoding = vars(self.decoding) | {"benchmarks": list(self.prompts)}
+        return {"benchmarks": found, "decoding": decoding, **environment()}
 
     def _plain(self, file: Path) -> dict[str, list[list[int]]]:
         key = {name: [ids.tolist() for _, ids in prompts] for name, prompts in self.prompts.items()}

@@ -56,6 +56,8 @@ def test_a_study_trains_decodes_and_does_nothing_twice(tmp_path: Path) -> None:
     kept = tmp_path / "results" / "tiny" / "g-auf-0.json"
     record = json.loads(kept.read_text())
     assert record["benchmarks"]["prompts"]["identical"] == 4
+    assert record["decoding"]["benchmarks"] == ["prompts"]
+    assert str(tmp_path) not in kept.read_text()
     assert record["training"]["tau"] >= 1
     assert "| auf | 1 |" in first.stdout
     before = kept.stat().st_mtime_ns
