@@ -1,6 +1,6 @@
 """How much building costs beside the target's bare forward pass with logits of every position, on the same batches.
 
-    python -m benchmarks.build [--target smollm2-135m] [--documents 32] [--features sketch] [--rounds 5] [--threads 1]
+    python -m benchmarks.build [--target smollm2-135m] [--documents 32] [--features sketch] [--rounds 5] ...
 
 Documents are prompts of the standard library, the second half of each supervised. The builder runs the target's body,
 keeps five taps, runs the head, logsumexp and top-k on supervised rows only, encodes, compresses, digests and writes the
@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,8 @@ class Clock:
         """Add what some work takes to the present round."""
         started, busy = time.perf_counter(), time.process_time()
         work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.wall[-1] += time.perf_counter() - started
         self.processor[-1] += time.process_time() - busy
 
@@ -67,7 +69,8 @@ def bare(target: Target, documents: Documents) -> None:
 
 def read(target: Target, documents: Documents, features: bool) -> list[BuiltDocument]:
     """What the builder keeps of one batch."""
-    found = read_all(target, documents, batch_tokens=BATCH_TOKENS, features=features)
+    together = len(documents) * max(len(tokens) for tokens, _ in documents)
+    found = read_all(target, documents, batch_tokens=together, features=features)
     return [
         BuiltDocument(tokens, mask, np.flatnonzero(mask) - 1, ids, values, kept, held_out=False)
         for (tokens, mask), (ids, values, kept) in zip(documents, found, strict=True)
@@ -82,10 +85,10 @@ def prepare(target: Target, parts: list[Documents], kind: str) -> StorageSpec:
         target.k, None, 0, "float32", kind, rank, {}, {}, "0",  # type: ignore[arg-type]
     )  # fmt: skip
     if kind not in ("int8", "sketch"):
-        return StorageSpec(who, FeatureCodec(kind, len(target.taps)))  # type: ignore[arg-type]
+        return StorageSpec(who, FeatureCodec(kind, len(target.taps)), device=target.device)  # type: ignore[arg-type]
     features = [d.features for part in parts for d in read(target, part, features=True) if d.features is not None]
     codec = fit_features(torch.cat(features).float(), kind, len(target.taps), rank)  # type: ignore[arg-type]
-    return StorageSpec(who, codec)
+    return StorageSpec(who, codec, device=target.device)
 
 
 def one_round(
@@ -123,17 +126,21 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="instead of the target's own")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     config = resolve_target(args.target)
-    target = Target(*load_target(config), config, k=32)
+    config = replace(config, dtype=args.dtype or config.dtype)
+    target = Target(*load_target(config, device=args.device), config, k=32)
     documents: Documents = []
     for prompt in stdlib_prompts()[: args.documents]:
         tokens = np.asarray(target.tokenizer(prompt)["input_ids"][:256], dtype=np.int64)
         documents.append((tokens, np.arange(len(tokens)) >= max(1, len(tokens) // 2)))
     lengths = [len(tokens) for tokens, _ in documents]
     order = sorted(range(len(documents)), key=lengths.__getitem__)
-    parts = [[documents[i] for i in numbers] for numbers in batches(order, lengths, BATCH_TOKENS)]
+    parts = [[documents[i] for i in numbers] for numbers in batches(order, lengths, args.batch_tokens)]
     spec = prepare(target, parts, args.features)
     clocks = {"builder": Clock(), "bare": Clock()}
     with (
@@ -164,6 +171,7 @@ def report(clocks: dict[str, Clock], tokens: int, args: argparse.Namespace) -> N
         print(f"  builder / bare, by {name}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
     figures = {
         "benchmark": "build", "features": args.features, "tokens": tokens, "threads": args.threads,
+        "device": args.device, "dtype": args.dtype,
         "tokens_per_second": {name: statistics.median(values) for name, values in speed.items()},
         "ratio": statistics.median(ratios["speed"]), "ratio_range": [min(ratios["speed"]), max(ratios["speed"])],
         "processor_ratio": statistics.median(ratios["processor"]),

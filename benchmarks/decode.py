@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,23 +36,24 @@ from specauf.targets import load_target, mask_token_id, resolve_target
 # Runs with the other package: a prompt a line in, tokens, emitted lengths and seconds a line out.
 PEER = """
 import json, sys, time
+from dataclasses import replace
 import dflash.model, torch
 from dflash.model import DFlashDraftModel, dflash_generate
 from specauf.linear import use_onednn
 from specauf.targets import load_target, resolve_target
 dflash.model._cuda_time = time.perf_counter  # its statistics wait for CUDA
-directory, name, threads, new = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+directory, name, threads, new, device, dtype = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:]
 torch.set_num_threads(threads)
-drafter = DFlashDraftModel.from_pretrained(directory, dtype=torch.float32).eval()
+drafter = DFlashDraftModel.from_pretrained(directory, dtype=getattr(torch, dtype)).to(device).eval()
 use_onednn(drafter.requires_grad_(False))
-target, _ = load_target(resolve_target(name))
+target, _ = load_target(replace(resolve_target(name), dtype=dtype), device=device)
 stops = target.generation_config.eos_token_id
 stops = stops if isinstance(stops, list) else [stops]
 print("ready", flush=True)
 for line in sys.stdin:
     prompt = json.loads(line)
     started, cpu = time.perf_counter(), time.process_time()
-    out = dflash_generate(drafter, target, torch.tensor([prompt]), new, stops, return_stats=True)
+    out = dflash_generate(drafter, target, torch.tensor([prompt], device=device), new, stops, return_stats=True)
     times = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
     answer = {"tokens": out.output_ids[0, len(prompt):].tolist(), "emitted": list(out.acceptance_lengths)}
     print(json.dumps(answer | times), flush=True)
@@ -80,11 +82,13 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--block", type=int, default=4, help="slots of our shorter blocks")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--python", help="an interpreter with the package dflash")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    about = resolve_target(args.target)
-    target, tokenizer = load_target(about)
+    about = replace(resolve_target(args.target), dtype=args.dtype)
+    target, tokenizer = load_target(about, device=args.device)
     vocabulary = TargetVocabulary.from_target(target)
     if args.drafter:
         drafter = load_drafter(Path(args.drafter)).eval()
@@ -95,23 +99,24 @@ def main() -> None:
             DrafterConfig.from_target(target.config.to_dict(), taps=about.taps or (), mask_token_id=mask)
         ).eval()
     assert isinstance(drafter, DFlashDrafter)
+    drafter.to(args.device, target.dtype)
     use_onednn(drafter.requires_grad_(False))
     python = args.python
     if python is None:
         from tests.interop.environments import python_of
 
         python = str(python_of("dflash"))
-    prompts = [encode(tokenizer, p.text) for p in load_benchmark("humaneval", args.prompts)]
+    prompts = [encode(tokenizer, p.text).to(args.device) for p in load_benchmark("humaneval", args.prompts)]
     with tempfile.TemporaryDirectory() as folder:
-        drafter.save_pretrained(folder, dtype=torch.float32)
-        command = [python, "-c", PEER, folder, args.target, str(args.threads), str(args.new)]
+        drafter.save_pretrained(folder, dtype=target.dtype)
+        command = [python, "-c", PEER, folder, args.target, str(args.threads), str(args.new), args.device, args.dtype]
         peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             figures = _measure(peer, target, drafter, vocabulary, prompts, args.new, args.block)
         finally:
             peer.terminate()
             peer.wait()
-    print(json.dumps(figures | {"target": args.target, "new_tokens": args.new, **environment()}))
+    print(json.dumps(figures | {"target": args.target, "new_tokens": args.new, "dtype": args.dtype, **environment()}))
 
 
 def _measure(

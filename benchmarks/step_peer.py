@@ -3,11 +3,11 @@
     python -m benchmarks.step_peer [--blocks 128] [--block-size 16] [--vocab 49152] [--rounds 2] ...
 
 Every form runs in a process of its own, all of them once a round; ratios are taken within a round. Memory is the
-process's peak beyond weights and batch. Forms, all with cross-entropy in float32:
+process's peak beyond weights and batch. Forms, all with cross-entropy, in float32 unless --dtype says otherwise:
 
 - ours: decay; AUF with a new drafter, with one that emits about 3 tokens a cycle, and with every slot right, where
   nothing is left to skip; decay with the linear layers of torch in place of oneDNN's.
-- speculators 0.9, its eager losses (its fused ones need a GPU), decay. It runs the target's head on the slots to find
+- speculators 0.9, its eager losses (on a GPU its fused ones), decay. It runs the target's head on the slots to find
   the labels; "labels given" spares it that, the least it could cost.
 
 The peer is installed once, from PyPI, into an environment of its own below build/. Ends with one JSON line.
@@ -63,13 +63,14 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--python", help="an interpreter with the package speculators; made when left out")
     parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
-    shapes = {key: value for key, value in vars(args).items() if key not in ("rounds", "forms", "json")}
-    words = [word for key, value in shapes.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    pythons = {
-        form: str(python_of("speculators")) if form.startswith("peer") else sys.executable for form in args.forms
-    }
+    shapes = {key: value for key, value in vars(args).items() if key not in ("rounds", "forms", "python", "json")}
+    given = {key: value for key, value in shapes.items() if value is not None}
+    words = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    peer = args.python or (str(python_of("speculators")) if any(f.startswith("peer") for f in args.forms) else "")
+    pythons = {form: peer if form.startswith("peer") else sys.executable for form in args.forms}
     found: dict[str, list[dict[str, Any]]] = {form: [] for form in args.forms}
     for number in range(args.rounds):
         for form in args.forms:
@@ -77,13 +78,16 @@ def main() -> None:
             found[form].append(answer([pythons[form], "-m", "benchmarks.step_sides", form, *words]))
 
     print(
-        f"{args.blocks} blocks of {args.block_size} over {args.vocab:,} tokens, {args.length:,} tokens packed, float32"
+        f"{args.blocks} blocks of {args.block_size} over {args.vocab:,} tokens, {args.length:,} tokens packed, "
+        f"{args.dtype}, {args.device}"
     )
     print(f"{'form':30} {'seconds a step':>24} {'processor seconds':>24} {'peak MiB':>9} {'whole process':>14}")
     for form, rounds in found.items():
         seconds, used = (shown(spread([r[key] for r in rounds])) for key in ("seconds", "processor_seconds"))
         peak, whole = (max(r[key] for r in rounds) for key in ("peak_mib", "process_mib"))
         print(f"{FORMS[form]:30} {seconds:>24} {used:>24} {peak:9,.0f} {whole:14,.0f}")
+        if "teraflop" in rounds[0]:
+            print(f"{'':30} {shown(spread([r['teraflop'] / r['seconds'] for r in rounds]), 0)} TFLOP/s")
     result = summary(found)
     for name, figures in result.items():
         parts = (f"{key} {shown(v) if isinstance(v, dict) else format(v, '.1e')}" for key, v in figures.items())

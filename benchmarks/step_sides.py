@@ -2,8 +2,9 @@
 
     python -m benchmarks.step_sides FORM [options of benchmarks.step_peer]
 
-Both sides start from the same drafter, embedding, tokens, features and anchors, in float32. The learning rate is 0, so
-that AdamW does all of its work and every step is the same step. Ends with one JSON line.
+Both sides start from the same drafter, embedding, tokens, features and anchors. The learning rate is 0, so that AdamW
+does all of its work and every step is the same step. On CUDA memory is the allocator's peak, the peer has its fused
+losses and FlexAttention, and the floating-point operations of our step are counted. Ends with one JSON line.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import forget_peak, peak_bytes
 from specauf import linear
@@ -52,14 +54,24 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--intermediate", type=int, default=1536)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--chunk", type=int, default=32, help="blocks whose logits exist at the same time, ours")
-    parser.add_argument("--peer-attention", choices=("sdpa", "eager"), default="sdpa")
-    parser.add_argument("--repeat", type=int, default=2, help="steps measured in each process, after one to warm up")
+    parser.add_argument("--peer-attention", choices=("sdpa", "eager", "simple_flex_attention"))
+    parser.add_argument("--attention", choices=("auto", "sdpa", "flex"), default="auto", help="ours")
+    parser.add_argument("--repeat", type=int, default=2, help="steps measured in each process")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps before them, which also compile")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     return parser
 
 
 def problem(args: argparse.Namespace) -> tuple[DFlashDrafter, Tensor, BlockBatch]:
     """A random drafter, an embedding, and blocks whose slots are all valid, with random labels."""
+    with torch.device(args.device):
+        return _problem(args)
+
+
+def _problem(args: argparse.Namespace) -> tuple[DFlashDrafter, Tensor, BlockBatch]:
     torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
     target = {
         "hidden_size": args.hidden,
         "num_hidden_layers": LAYERS,
@@ -71,8 +83,8 @@ def problem(args: argparse.Namespace) -> tuple[DFlashDrafter, Tensor, BlockBatch
         "rope_theta": 1e5,
     }
     shape = {"num_hidden_layers": args.layers, "block_size": args.block_size, "mask_token_id": 0}
-    drafter = DFlashDrafter(DrafterConfig.from_target(target, taps=TAPS, **shape)).train()
-    embedding = torch.randn(args.vocab, args.hidden) / args.hidden**0.5
+    drafter = DFlashDrafter(DrafterConfig.from_target(target, taps=TAPS, **shape)).to(args.device, dtype).train()
+    embedding = torch.randn(args.vocab, args.hidden, dtype=dtype) / args.hidden**0.5
     tokens = torch.randint(0, args.vocab, (args.length,))
     offsets = torch.tensor([*range(0, args.length, args.document), args.length])
     # The peer takes no anchor among the last tokens, and this is its order.
@@ -80,7 +92,8 @@ def problem(args: argparse.Namespace) -> tuple[DFlashDrafter, Tensor, BlockBatch
     owner = torch.searchsorted(offsets, anchors, right=True) - 1
     labels = tokens[anchors[:, None] + torch.arange(1, args.block_size)]
     targets = BlockTargets(labels, torch.ones_like(labels, dtype=torch.bool))
-    features = torch.randn(args.length, drafter.config.feature_dim)
+    drafter.attention = args.attention
+    features = torch.randn(args.length, drafter.config.feature_dim, dtype=dtype)
     return drafter, embedding, BlockBatch(tokens, offsets, features, anchors, owner, targets)
 
 
@@ -93,7 +106,7 @@ def ours(form: str, args: argparse.Namespace) -> tuple[Step, nn.Module]:
     if HITS.get(form):
         with torch.no_grad():
             guesses = torch.stack([vocabulary.logits(rows).argmax(-1) for rows in drafter(batch, vocabulary)])
-        hit = torch.rand(guesses.shape) < HITS[form]
+        hit = torch.rand(guesses.shape, device=guesses.device) < HITS[form]
         valid = batch.targets.valid
         batch = batch.with_targets(BlockTargets(torch.where(hit, guesses, batch.targets.labels), valid))
 
@@ -108,9 +121,9 @@ def ours(form: str, args: argparse.Namespace) -> tuple[Step, nn.Module]:
 class Given(nn.Module):
     """Stands for the peer's verifier head when its logits are known: nothing is computed."""
 
-    def __init__(self, labels: Tensor, vocab: int) -> None:
+    def __init__(self, labels: Tensor, vocab: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.logits = nn.functional.one_hot(labels, vocab).float()[None]
+        self.logits = nn.functional.one_hot(labels, vocab).to(dtype)[None]
 
     def forward(self, rows: Tensor) -> Tensor:
         """The logits, which do not depend on the rows."""
@@ -125,21 +138,24 @@ def theirs(form: str, args: argparse.Namespace) -> tuple[Step, nn.Module]:
     drafter, embedding, batch = problem(args)
     shape = speculators_config(drafter.config, draft_vocab_size=args.vocab, verifier=None, architectures=[])
     config = DFlashSpeculatorConfig(**{key: value for key, value in shape.items() if key != "dtype"})
-    config.transformer_layer_config._attn_implementation = args.peer_attention
-    peer = DFlashDraftModel(config).float().train()
+    cuda = args.device == "cuda"
+    attention = args.peer_attention or ("simple_flex_attention" if cuda else "sdpa")
+    config.transformer_layer_config._attn_implementation = attention
+    with torch.device(args.device):
+        peer = DFlashDraftModel(config).to(embedding.dtype).train()
     left = peer.load_state_dict(drafter.state_dict(), strict=False)
     assert not left.unexpected_keys, left
     for layer in (peer.embed_tokens, peer.lm_head, peer.verifier_lm_head):
         layer.weight.data = embedding
     peer.verifier_norm.weight.data.fill_(1.0)
     if form == "peer_given":
-        slots = batch.anchors[:, None] + torch.arange(args.block_size)
-        peer.verifier_lm_head = Given(batch.tokens[slots.flatten()], args.vocab)
-    owner = torch.searchsorted(batch.doc_offsets, torch.arange(args.length), right=True) - 1
-    mask = torch.ones(1, args.length)
+        slots = batch.anchors[:, None] + torch.arange(args.block_size, device=args.device)
+        peer.verifier_lm_head = Given(batch.tokens[slots.flatten()], args.vocab, embedding.dtype)
+    owner = torch.searchsorted(batch.doc_offsets, torch.arange(args.length, device=args.device), right=True) - 1
+    mask = torch.ones(1, args.length, device=args.device)
     use_anchors(batch.anchors)
-    last = torch.randn(1, args.length, args.hidden)
-    losses = resolve_loss_config("ce", "eager")
+    last = torch.randn(1, args.length, args.hidden, device=args.device, dtype=embedding.dtype)
+    losses = resolve_loss_config("ce", "fused" if cuda else "eager")
 
     def loss() -> Tensor:
         _, value, _ = peer(
@@ -161,27 +177,45 @@ def use_anchors(anchors: Tensor) -> None:
 
 def run(form: str, args: argparse.Namespace) -> dict[str, Any]:
     """Steps of one form in this process."""
+    cuda = args.device == "cuda"
     loss, drafter = (theirs if form.startswith("peer") else ours)(form, args)
     optimizer = torch.optim.AdamW([p for p in drafter.parameters() if p.requires_grad], lr=0.0)
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
     forget_peak()
-    before, seconds, used = peak_bytes(), [], []
-    for _ in range(args.repeat + 1):
-        wall, processor = time.perf_counter(), time.process_time()
+    peak = torch.cuda.max_memory_allocated if cuda else peak_bytes
+    before, seconds, used = peak(), [], []
+
+    def step() -> Tensor:
         optimizer.zero_grad()
         value = loss()
         value.backward()
         optimizer.step()
+        return value
+
+    for _ in range(args.warm_up + args.repeat):
+        wall, processor = time.perf_counter(), time.process_time()
+        value = step()
+        if cuda:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - wall)
         used.append(time.process_time() - processor)
     gradient = torch.nn.utils.get_total_norm(p.grad for p in drafter.parameters() if p.grad is not None)
-    return {
-        "seconds": statistics.median(seconds[1:]),
-        "processor_seconds": statistics.median(used[1:]),
-        "peak_mib": (peak_bytes() - before) / 2**20,
-        "process_mib": peak_bytes() / 2**20,
+    found = {
+        "seconds": statistics.median(seconds[args.warm_up :]),
+        "processor_seconds": statistics.median(used[args.warm_up :]),
+        "peak_mib": (peak() - before) / 2**20,
+        "process_mib": (peak() if cuda else peak_bytes()) / 2**20,
         "loss": value.item(),
         "gradient_norm": gradient.item(),
     }
+    if cuda and not form.startswith("peer"):
+        # FlexAttention's kernel is one operator to the counter, so what is counted is the matrix products.
+        with FlopCounterMode(display=False) as counter:
+            step()
+        found["teraflop"] = counter.get_total_flops() / 1e12
+    return found
 
 
 def main() -> None:

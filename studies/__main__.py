@@ -1,6 +1,6 @@
 """Run a study: build its caches, train, decode, tabulate. What is done is not done again.
 
-python -m studies NAME [--also BENCHMARK...] [--results DIR] [--tables]
+python -m studies NAME [--also BENCHMARK...] [--results DIR] [--jobs N] [--tables]
 
 Results that are committed stand in studies/results; a run of your own puts its own beside its runs.
 """
@@ -11,12 +11,13 @@ import json
 import statistics
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from specauf.errors import UserError, run_command
 from studies.decode import Decoder
-from studies.plan import Group, Study, read_study
+from studies.plan import CachePlan, Group, Study, read_study
 from studies.tables import write_tables
 
 
@@ -33,6 +34,8 @@ def main() -> int:
     parser.add_argument(
         "--results", type=Path, help="where results go, in a folder of the study's name; beside its runs by default"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="caches and groups worked on side by side, as on a GPU")
+    parser.add_argument("--group", type=int, help=argparse.SUPPRESS)  # the number of the one group to do
     parser.add_argument("--tables", action="store_true", help="only write the tables of the results that are there")
     args = parser.parse_args()
     return run_command(lambda: _study(args))
@@ -42,9 +45,14 @@ def _study(args: argparse.Namespace) -> None:
     study = read_study(args.name)
     study.decoding.benchmarks.extend(args.also)
     results = Path("runs/study") / study.name / "results" if args.results is None else args.results / study.name
+    if args.jobs < 1:
+        raise UserError(f"--jobs is {args.jobs}: give at least 1")
+    if args.group is not None:
+        if not train_and_decode(study, study.groups[args.group], results):
+            raise UserError("runs failed: see above")
+        return
     if not args.tables:
-        build_caches(study)
-        failed = [group.name for group in study.groups if not train_and_decode(study, group, results)]
+        failed = do_all(study, results, sys.argv[1:], args.jobs)
         if failed:
             raise UserError(
                 f"groups {', '.join(failed)} have failed runs (see above); the same command tries them again"
@@ -52,15 +60,45 @@ def _study(args: argparse.Namespace) -> None:
     print(write_tables(study, results))
 
 
-def build_caches(study: Study) -> None:
-    """Build the caches that are not complete.
+def do_all(study: Study, results: Path, words: list[str], jobs: int) -> list[str]:
+    """Build, train and decode what is missing; returns the groups that failed.
+
+    Args:
+        study: what there is to do.
+        results: where the results go.
+        words: the command line, for the processes that do a group each when there are several jobs.
+        jobs: caches and groups worked on at the same time.
+    """
+    if jobs == 1:
+        for cache in study.caches.values():
+            build_cache(cache)
+        return [group.name for group in study.groups if not train_and_decode(study, group, results)]
+
+    def work(number: int, build: "Future[None]") -> bool:
+        try:
+            build.result()
+            _call(study.groups[number].name, ["studies", *words, f"--group={number}"])
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return False
+        return True
+
+    with ThreadPoolExecutor(jobs) as pool:
+        # Groups wait for their caches: these are all begun first.
+        builds = {name: pool.submit(build_cache, cache) for name, cache in study.caches.items()}
+        _decoder(study)  # finds the plain answers, which every process reads
+        groups = [pool.submit(work, n, builds[group.cache]) for n, group in enumerate(study.groups)]
+        return [group.name for group, done in zip(study.groups, groups, strict=True) if not done.result()]
+
+
+def build_cache(cache: CachePlan) -> None:
+    """Build a cache, if it is not complete.
 
     Raises:
-        UserError: a build failed.
+        UserError: the build failed.
     """
-    for name, cache in study.caches.items():
-        if not (cache.out / "manifest.json").is_file():
-            _call(f"cache {name}", ["cache_builder", "build", *cache.options, f"--out={cache.out}"])
+    if not (cache.out / "manifest.json").is_file():
+        _call(f"cache {cache.out}", ["cache_builder", "build", *cache.options, f"--out={cache.out}"])
 
 
 def train_and_decode(study: Study, group: Group, results: Path) -> bool:
@@ -78,7 +116,7 @@ def train_and_decode(study: Study, group: Group, results: Path) -> bool:
         _call(f"group {group.name}", words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    decoder = Decoder(study.target, study.decoding, Path("runs/study") / study.name / "answers.json")
+    decoder = _decoder(study)
     for (loss, seed), file in missing.items():
         run = runs / f"{loss}-{seed}"
         if (run / "summary.json").is_file():
@@ -95,6 +133,10 @@ def train_and_decode(study: Study, group: Group, results: Path) -> bool:
             taus = {name: 1 + sum(b["accepted"]) / sum(b["cycles"]) for name, b in record["benchmarks"].items()}
             print(f"{file.stem}: tau " + ", ".join(f"{name} {tau:.3f}" for name, tau in taus.items()), flush=True)
     return all(file.is_file() for file in wanted.values())
+
+
+def _decoder(study: Study) -> Decoder:
+    return Decoder(study.target, study.decoding, Path("runs/study") / study.name / "answers.json")
 
 
 def training_facts(run: Path) -> dict[str, Any]:

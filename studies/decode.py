@@ -31,7 +31,8 @@ class Decoder:
     """
 
     def __init__(self, target: str, decoding: Decoding, answers: Path) -> None:
-        self.model, tokenizer = load_target(resolve_target(target))
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model, tokenizer = load_target(resolve_target(target), device=self.device)
         self.vocabulary = TargetVocabulary.from_target(self.model)
         self.decoding = decoding
         self.prompts: dict[str, list[tuple[str, Tensor]]] = {
@@ -44,7 +45,7 @@ class Decoder:
 
     def decode(self, run: Path) -> dict[str, Any]:
         """Accepted drafts of every prompt with the best drafter of a run directory, per benchmark."""
-        drafter = load_drafter(run).eval().requires_grad_(False)
+        drafter = load_drafter(run).to(self.device).eval().requires_grad_(False)
         use_onednn(drafter)
         found = {}
         for name, prompts in self.prompts.items():

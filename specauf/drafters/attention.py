@@ -4,12 +4,14 @@ Keys and values of the context and of the blocks come apart, because all blocks 
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+AttentionKind = Literal["auto", "sdpa", "flex"]
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,9 @@ class SdpaAttend:
         return ((column < lengths) | (column >= longest))[:, None, None, :]
 
 
-def training_attend(layout: BlockLayout) -> Attend:
-    """The attention that training uses where the layout lies: FlexAttention on CUDA, one SDPA a document elsewhere."""
-    if layout.starts.is_cuda:
+def training_attend(layout: BlockLayout, kind: AttentionKind = "auto") -> Attend:
+    """The attention that training uses: of its own accord FlexAttention on CUDA, and one SDPA a document elsewhere."""
+    if kind == "flex" or (kind == "auto" and layout.starts.is_cuda):
         from specauf.drafters.flex import FlexAttend  # its import alone costs a second, and a CPU never needs it
 
         return FlexAttend(layout)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from specauf.data.batch import BlockBatch
-from specauf.drafters.attention import Attend, BlockLayout, SdpaAttend, training_attend
+from specauf.drafters.attention import Attend, AttentionKind, BlockLayout, SdpaAttend, training_attend
 from specauf.drafters.blocks import BlockLayer, KeyValue, Rotation, initialise, rotation
 from specauf.drafters.config import DrafterConfig
 from specauf.drafters.memory import ContextMemory
@@ -84,6 +84,7 @@ class Drafter(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
+        self.attention: AttentionKind = "auto"
         self.layers = nn.ModuleList(BlockLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -180,7 +181,7 @@ class Drafter(nn.Module, ABC):
         self.check(vocabulary, None if batch.features is None else batch.features.shape[1])
         starts = batch.doc_offsets[batch.anchor_doc]
         positions = batch.anchors - starts
-        attend = training_attend(BlockLayout.of(starts, positions))
+        attend = training_attend(BlockLayout.of(starts, positions), self.attention)
         return self.block_rows(
             batch.tokens[batch.anchors], positions, self.encode(batch, vocabulary), attend, vocabulary
         )

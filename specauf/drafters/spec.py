@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from specauf.cache import Manifest
 from specauf.cache.target import TargetFiles
+from specauf.drafters.attention import AttentionKind
 from specauf.drafters.base import Drafter
 from specauf.drafters.dflash import DFlashDrafter
 from specauf.drafters.domino import AufOn, DominoConfig, DominoDrafter
@@ -59,6 +60,8 @@ class DFlashSpec(DrafterSpec):
         head_dim: the target's when null.
         intermediate_size: the target's when null.
         activation_checkpointing: recompute layers in the backward pass, to save memory.
+        attention: in training: flex (FlexAttention, compiled once a process), sdpa (one call a document), or auto,
+            which is flex on CUDA and sdpa elsewhere. Few documents a step need no flex.
         init: a run, a checkpoint, a z-lab or a speculators directory to start from instead of random weights; it
             decides the shape, except for block size, taps and mask token, which must agree.
     """
@@ -75,10 +78,12 @@ class DFlashSpec(DrafterSpec):
         head_dim: int | None = None,
         intermediate_size: int | None = None,
         activation_checkpointing: bool = False,
+        attention: AttentionKind = "auto",
         init: Path | None = None,
     ) -> None:
         self.block_size = block_size
         self.activation_checkpointing = activation_checkpointing
+        self.attention: AttentionKind = attention
         self.init = init
         self.sizes: dict[str, Any] = {
             "num_hidden_layers": num_hidden_layers,
@@ -94,12 +99,12 @@ class DFlashSpec(DrafterSpec):
         Raises:
             UserError: the cache has no features, or `init` is another target's.
         """
-        fresh = self._fresh(manifest, target)
-        if self.init is None:
-            return fresh
-        drafter = continue_from(self.init, fresh, target)
+        drafter = self._fresh(manifest, target)
+        if self.init is not None:
+            drafter = continue_from(self.init, drafter, target).train()
+        drafter.attention = self.attention
         drafter.activation_checkpointing = self.activation_checkpointing
-        return drafter.train()
+        return drafter
 
     def _fresh(self, manifest: Manifest, target: TargetFiles) -> Drafter:
         config = DFlashDrafter.config_class.from_target(target.config, **self._settings(manifest))

@@ -54,12 +54,18 @@ def test_a_drafter_has_the_same_hidden_states_either_way(kind: str, monkeypatch)
     batch = batch_of([document(target, 5, 12, 1), document(target, 3, 9, 2)], [[1, 5, 8], [4, 11]])
     with torch.no_grad():
         expected = drafter(batch, vocabulary)
-        monkeypatch.setattr("specauf.drafters.base.training_attend", lambda at: FlexAttend(at, flex_attention))
+        monkeypatch.setattr("specauf.drafters.base.training_attend", lambda at, kind: FlexAttend(at, flex_attention))
         torch.testing.assert_close(drafter(batch, vocabulary), expected, atol=1e-5, rtol=0)
 
 
 def test_a_cpu_trains_with_sdpa():
     assert isinstance(training_attend(layout()), SdpaAttend)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch.compile's own
+def test_either_attention_may_be_asked_for():
+    assert isinstance(training_attend(layout(), "flex"), FlexAttend)
+    assert isinstance(training_attend(layout(), "sdpa"), SdpaAttend)
 
 
 @pytest.mark.gpu

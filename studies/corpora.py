@@ -1,0 +1,71 @@
+"""The study's corpora beside `python-stdlib`, as JSONL files in a directory.
+
+python -m studies.corpora DIR --questions FILE [--skip N]
+
+- raw.jsonl: the first functions of the standard library with the answers that their authors gave, which the target did
+  not write;
+- mixed.jsonl: the first prompts of the standard library, and the questions of a JSONL file with a `turns` list a row,
+  such as GSM8K's, less the first ones, which a benchmark decodes.
+"""
+
+import argparse
+import ast
+import json
+import sys
+import sysconfig
+import textwrap
+from pathlib import Path
+
+from cache_builder.stdlib_corpus import SKIPPED_FOLDERS, prompt_for, shorten, stdlib_prompts
+from specauf.errors import UserError, run_command
+from specauf.evaluation.benchmarks import load_benchmark
+
+DOCUMENTS = 1280
+
+
+def author_answers() -> dict[str, str]:
+    """What stands in the library for each prompt of the corpus."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        if SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1]):
+            continue
+        try:
+            source = path.read_text()
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError):
+            continue  # templates, and files that are broken on purpose
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+                code = ast.get_source_segment(source, node, padded=True) or ""
+                prompt = prompt_for(node, shorten(ast.get_docstring(node) or ""))
+                found[prompt] = f"```python\n{textwrap.dedent(code)}\n```"
+    return found
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--questions", required=True)
+    parser.add_argument("--skip", type=int, default=128)
+    return run_command(lambda: _write(parser.parse_args()))
+
+
+def _write(args: argparse.Namespace) -> None:
+    prompts, answers = stdlib_prompts()[:DOCUMENTS], author_answers()
+    questions = [p.text for p in load_benchmark(args.questions)][args.skip :]
+    if not questions:
+        raise UserError(f"--skip is {args.skip}: {args.questions} holds no more questions than that")
+    args.out.mkdir(parents=True, exist_ok=True)
+    _lines(args.out / "raw.jsonl", [{"prompt": p, "response": answers[p]} for p in prompts if p in answers])
+    _lines(args.out / "mixed.jsonl", [{"prompt": p} for p in [*prompts, *questions]])
+
+
+def _lines(file: Path, rows: list[dict[str, str]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(f"{len(rows):,} documents: {file}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
