@@ -157,8 +157,9 @@ class DrafterModule(L.LightningModule):
         """Replay whole held-out documents as greedy decoding would go through them; needs no target."""
         assert self.drafter is not None
         for accepted, slots in replay(self.drafter, self.vocabulary, documents, block_size=self.block_size):
+            accepted = accepted.to(self.device)  # a replay's counts are on the CPU, metrics where the module is
             self.emitted.update(accepted)
-            self.acceptance.update(accepted, slots)
+            self.acceptance.update(accepted, slots.to(self.device))
 
     def on_validation_epoch_end(self) -> None:
         """Log tau and survival per slot over the held-out split."""
