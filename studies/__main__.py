@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument(
         "--results", type=Path, help="where results go, in a folder of the study's name; beside its runs by default"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="caches and groups worked on side by side, as on a GPU")
+    parser.add_argument("--jobs", type=int, default=1, help="groups worked on side by side, as on a GPU")
     parser.add_argument("--group", type=int, help=argparse.SUPPRESS)  # the number of the one group to do
     parser.add_argument("--tables", action="store_true", help="only write the tables of the results that are there")
     args = parser.parse_args()
@@ -67,7 +67,7 @@ def do_all(study: Study, results: Path, words: list[str], jobs: int) -> list[str
         study: what there is to do.
         results: where the results go.
         words: the command line, for the processes that do a group each when there are several jobs.
-        jobs: caches and groups worked on at the same time.
+        jobs: groups worked on at the same time.
     """
     if jobs == 1:
         for cache in study.caches.values():
@@ -83,9 +83,9 @@ def do_all(study: Study, results: Path, words: list[str], jobs: int) -> list[str
             return False
         return True
 
-    with ThreadPoolExecutor(jobs) as pool:
-        # Groups wait for their caches: these are all begun first.
-        builds = {name: pool.submit(build_cache, cache) for name, cache in study.caches.items()}
+    # One build takes all cores: caches are built one after another, while groups of those that are there go on.
+    with ThreadPoolExecutor(1) as builder, ThreadPoolExecutor(jobs) as pool:
+        builds = {name: builder.submit(build_cache, cache) for name, cache in study.caches.items()}
         _decoder(study)  # finds the plain answers, which every process reads
         groups = [pool.submit(work, n, builds[group.cache]) for n, group in enumerate(study.groups)]
         return [group.name for group, done in zip(study.groups, groups, strict=True) if not done.result()]

@@ -21,7 +21,7 @@ class CachePlan:
     """
 
     out: Path
-    options: list[str]
+    options: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,9 @@ def read_study(name: str) -> Study:
     raw = yaml.safe_load(file.read_text())
     if not isinstance(raw, dict):
         raise UserError(f"{file}: give a mapping with target, caches, groups and decoding")
+    shared = raw.pop("cache_common", [])
     caches = {key: _made(CachePlan, value, f"{file} caches.{key}") for key, value in raw.pop("caches", {}).items()}
-    caches = {key: CachePlan(Path(cache.out), cache.options) for key, cache in caches.items()}
+    caches = {key: CachePlan(Path(cache.out), shared + cache.options) for key, cache in caches.items()}
     common = raw.pop("common", [])
     groups = [_made(Group, value, f"{file} groups[{i}]") for i, value in enumerate(raw.pop("groups", []))]
     decoding = _made(Decoding, raw.pop("decoding", {}), f"{file} decoding")

@@ -70,6 +70,8 @@ class FlexAttend:
         if found is not None:
             return found
         starts, ends = self.layout.starts, self.layout.starts + self.layout.lengths
+        if len(starts) == 1:  # a length of 1 would be compiled for itself; the second block only fills the tile
+            starts, ends = starts.repeat(2), ends.repeat(2)
         blocks, last = len(starts), len(starts) - 1
 
         # A lambda, because the run-time type checks of the tests wrap every `def`, which the kernel's tracer refuses.
@@ -80,12 +82,12 @@ class FlexAttend:
             | (column >= room) & ((column - room) // block == row // queries),
             column == 0,
         )
-        columns = room + _whole(blocks * block)
+        columns = room + _whole(len(self.layout.starts) * block)
         made = create_block_mask(
             visible,
             None,
             None,
-            _whole(blocks * queries),
+            _whole(len(self.layout.starts) * queries),
             columns,
             device=starts.device,
             BLOCK_SIZE=TILE,

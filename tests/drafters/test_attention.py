@@ -62,12 +62,12 @@ def test_a_cpu_trains_with_sdpa():
     assert isinstance(training_attend(layout()), SdpaAttend)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch.compile's own
 def test_either_attention_may_be_asked_for():
     assert isinstance(training_attend(layout(), "flex"), FlexAttend)
     assert isinstance(training_attend(layout(), "sdpa"), SdpaAttend)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.gpu
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_compiled_flex_attention_agrees_with_sdpa_and_so_do_the_gradients(kv_heads: int):
@@ -81,15 +81,20 @@ def test_compiled_flex_attention_agrees_with_sdpa_and_so_do_the_gradients(kv_hea
     torch.testing.assert_close(results[0], results[1], atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.gpu
-def test_ragged_lengths_do_not_compile_anew():
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks at it
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_ragged_lengths_do_not_compile_anew(device: str):
     from torch._dynamo.utils import counters
 
+    # What is compiled anew does not depend on what makes code of it, and a CPU has no such kernel with gradients.
+    kernel = torch.compile(flex_attention, dynamic=True, backend="eager") if device == "cpu" else None
+
     def attend(blocks: int) -> None:
-        given = inputs(16, 16, 2, "cuda")
-        at = BlockLayout.of(*(torch.tensor(v[:blocks], device="cuda") for v in (STARTS, LENGTHS)))
+        given = inputs(16, 16, 2, device)
+        at = BlockLayout.of(*(torch.tensor(v[:blocks], device=device) for v in (STARTS, LENGTHS)))
         tensors = [t if n in (1, 2) else t[:blocks] for n, t in enumerate(given)]
-        FlexAttend(at)(*tensors)
+        with torch.set_grad_enabled(device == "cuda"):
+            FlexAttend(at, kernel)(*tensors)
 
     attend(8)
     attend(7)
