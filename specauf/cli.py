@@ -57,8 +57,6 @@ def dispatch(argv: list[str]) -> None:
     if argv[0] not in COMMANDS:
         raise unknown_name("command", argv[0], COMMANDS)
     expanded = expand_names(argv)  # before the heavy imports: a wrong name is answered at once
-    if COMMANDS[argv[0]][0].startswith("specauf.training_cli"):
-        expanded = files_first(expanded)
     module, function = COMMANDS[argv[0]][0].split(":")
     run: Callable[[list[str]], Any] = getattr(import_module(module), function)
     run(expanded)
@@ -80,16 +78,6 @@ def expand_names(argv: list[str]) -> list[str]:
         else:
             out.append(word)
     return out
-
-
-def files_first(argv: list[str]) -> list[str]:
-    """Move `-c FILE` before all other options, in their order: what a flag says wins, wherever it stands."""
-    files: list[str] = []
-    others: list[str] = []
-    for i, word in enumerate(argv[1:], start=1):
-        named = word.partition("=")[0] in ("-c", "--config") or (argv[i - 1] in ("-c", "--config"))
-        (files if named else others).append(word)
-    return [argv[0], *files, *others]
 
 
 _NAMED = {"--model.loss": "loss", "--model.drafter": "drafter", "-c": "", "--config": ""}

@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
         UserError: an argument, the cache or the configuration is wrong.
     """
     _quiet()
-    sys.argv = [sys.argv[0], *argv]
+    sys.argv = [sys.argv[0], *files_first(argv)]
     try:
         TrainingCLI(
             DrafterModule,
@@ -135,6 +135,16 @@ def main(argv: list[str]) -> None:
             f"trainer.default_root_dir: writing failed ({error.strerror}); the last checkpoint is whole: free some "
             "space and go on with --ckpt_path=RUN/checkpoints/last.ckpt"
         ) from error
+
+
+def files_first(argv: list[str]) -> list[str]:
+    """Move `-c FILE` before all other options, in their order: what a flag says wins, wherever it stands."""
+    files: list[str] = []
+    others: list[str] = []
+    for i, word in enumerate(argv[1:], start=1):
+        named = word.partition("=")[0] in ("-c", "--config") or (argv[i - 1] in ("-c", "--config"))
+        (files if named else others).append(word)
+    return [argv[0], *files, *others]
 
 
 def _run_directory() -> str:

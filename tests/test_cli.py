@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from specauf.cli import COMMANDS, expand_names, files_first, main
+from specauf.cli import COMMANDS, expand_names, main
 from specauf.configs import config_root, find_config, known_configs
 from specauf.errors import UserError
 
@@ -47,9 +47,3 @@ def test_a_config_of_ones_own_is_found_by_path(tmp_path):
 def test_help_does_not_import_torch():
     code = "import sys; from specauf.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
-
-
-def test_a_flag_beats_a_file_wherever_it_stands():
-    words = ["fit", "-c", "a.yaml", "--model.drafter=x", "--config=b.yaml", "--trainer.max_steps", "3", "-c", "c.yaml"]
-    files = ["-c", "a.yaml", "--config=b.yaml", "-c", "c.yaml"]
-    assert files_first(words) == ["fit", *files, "--model.drafter=x", "--trainer.max_steps", "3"]

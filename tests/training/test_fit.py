@@ -12,8 +12,9 @@ import yaml
 
 from specauf.cli import main
 from specauf.configs import known_configs
+from specauf.training_cli import files_first
+from tests.training.running import arguments, fit
 
-FIT = "import sys; from specauf.cli import main; sys.exit(main())"
 # Runs the command, then fails if anything that could hold a target was imported while training.
 FIT_WITHOUT_TARGET = """
 import sys
@@ -26,24 +27,6 @@ loaded = [m for m in sys.modules
 assert not loaded, loaded
 sys.exit(status)
 """
-
-
-def arguments(cache: Path, run: Path, *options: str) -> list[str]:
-    return [
-        "fit", "-c", "fit", f"--data.cache={cache}", f"--trainer.default_root_dir={run}", "--data.batch_size=4",
-        "--data.anchors_per_document=3", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", *options,
-    ]  # fmt: skip
-
-
-def fit(cache: Path, run: Path, *options: str, code: str = FIT) -> subprocess.CompletedProcess:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments(cache, run, *options)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
 
 
 def test_training_needs_the_cache_and_nothing_of_the_target(tiny_cache, tmp_path):
@@ -140,3 +123,9 @@ def test_two_ranks_share_the_directory_that_was_not_named(tiny_cache, tmp_path):
     (run,) = (tmp_path / "runs").iterdir()
     assert (run / "checkpoints/last.ckpt").is_file()
     assert json.loads((run / "run.json").read_text())["world_size"] == 2
+
+
+def test_a_flag_beats_a_file_wherever_it_stands():
+    words = ["fit", "-c", "a.yaml", "--model.drafter=x", "--config=b.yaml", "--trainer.max_steps", "3", "-c", "c.yaml"]
+    files = ["-c", "a.yaml", "--config=b.yaml", "-c", "c.yaml"]
+    assert files_first(words) == ["fit", *files, "--model.drafter=x", "--trainer.max_steps", "3"]
