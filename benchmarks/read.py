@@ -1,13 +1,15 @@
-"""Shuffled reading: this cache beside one safetensors file a document and beside one flat np.memmap, same data.
+"""Shuffled reading: this cache beside files of one document each, beside Arrow, and beside a flat np.memmap; same data.
 
-    python -m benchmarks.read [--cache DIR] [--features sketch] [--documents 1500] [--tokens 160] [--rounds 5] ...
+    python -m benchmarks.read [--cache DIR] [--features sketch] [--documents 1500] [--tokens 160] [--cold] ...
 
-Documents come from a cache, or are made up with a language model's shape. They are read whole in a shuffled order with
-the page cache warm; rounds of the layouts alternate. Each reading gives a training loop's arrays: tokens, mask, rows,
+Documents come from a cache, or are made up with a language model's shape. They are read whole in a shuffled order;
+rounds of the layouts alternate. The page cache is warm, or with --cold the system is asked to forget a layout's files
+before each reading, and every layout is opened anew. Each reading gives a training loop's arrays: tokens, mask, rows,
 top-k ids and log-probs as int64 and float32, and what the drafter's `fc` reads in float32.
 
 - cache: as training opens it. The only one that is compressed, and the only one whose bytes are checked.
-- safetensors, memmap: the same numbers, features as the same small codes, which no other trainer has.
+- safetensors, torch.save: the same numbers in a file a document, features as the same small codes, which no other
+  trainer has. arrow: the same in one table through `datasets`. memmap: the same in one flat file an array, the limit.
 - bf16 files: a safetensors file a document with the taps in bf16, as other trainers store them; given out as they are.
 
 Processor time counts all threads; the cache decodes the next shards in threads of its own while one is read, the others
@@ -15,25 +17,25 @@ do not. Ends with one JSON line.
 """
 
 import argparse
+import gc
 import json
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 
+from benchmarks.layouts import Arrays, ArrowTable, Files, Flat, Layout, Ours, load_pickle, save_pickle
 from cache_builder.document import BuiltDocument
 from cache_builder.features import fit_features
 from cache_builder.writer import StorageSpec, begin, write_manifest, write_shard, write_target
-from specauf.cache import Cache, FeatureCodec, Identity, open_cache
-from specauf.cache.features import decode_bf16
+from specauf.cache import Cache, FeatureCodec, Identity
 from specauf.progress import progress
 
-Arrays = dict[str, np.ndarray]
 TAPS = 5
 
 
@@ -112,33 +114,6 @@ def rival_arrays(cache: Cache) -> tuple[list[Arrays], FeatureCodec]:
     return found, cache.codec
 
 
-def finished(a: Arrays, codec: FeatureCodec) -> int:
-    """The training loop's arrays of a rival's document; returns how many numbers they are."""
-    out = [a["tokens"].astype(np.int64), a["mask"], a["rows"].astype(np.int64), a["ids"].astype(np.int64)]
-    out.append(a["logprobs"].astype(np.float32))
-    if "codes" in a:
-        codes, scale = a["codes"], a.get("scale")
-        if codec.kind == "sketch":
-            assert scale is not None
-            out.append(codes * scale.astype(np.float32)[:, None])
-        else:
-            out.append(decode_bf16(codes) if codec.kind == "bf16" else codec.decode(codes, scale))
-    if "features" in a:
-        out.append(a["features"])
-    return sum(x.size for x in out)
-
-
-def read_cache(cache: Cache, epoch: int) -> int:
-    """Shuffled as training reads."""
-    size = 0
-    for d in cache.documents(shuffle=True, epoch=epoch):
-        assert d.topk_ids is not None
-        assert d.topk_logprobs is not None
-        out = [d.tokens, d.loss_mask, d.row_index, d.topk_ids, d.topk_logprobs, d.training_features]
-        size += sum(x.size for x in out if x is not None)
-    return size
-
-
 def as_others_store(a: Arrays, codec: FeatureCodec) -> Arrays:
     """A document with its features in bf16."""
     values = torch.from_numpy(codec.decode(a["codes"], a.get("scale"))).to(torch.bfloat16)
@@ -146,51 +121,29 @@ def as_others_store(a: Arrays, codec: FeatureCodec) -> Arrays:
     return {n: v for n, v in a.items() if n not in ("codes", "scale")} | {"features": bits}
 
 
-def write_files(folder: Path, documents: list[Arrays]) -> None:
-    """One safetensors file a document."""
-    folder.mkdir()
-    for number, a in enumerate(documents):
-        save_file(a, folder / f"{number}.safetensors")
+def forget(folder: Path) -> None:
+    """Ask the system to drop a folder's files from its page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            file = os.open(path, os.O_RDONLY)
+            os.fdatasync(file)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(file)
 
 
-def read_files(folder: Path, count: int, codec: FeatureCodec, seed: int) -> int:
-    """One safetensors file a document."""
-    order = np.random.default_rng(seed).permutation(count)
-    return sum(finished(load_file(folder / f"{n}.safetensors"), codec) for n in order)
-
-
-class Flat:
-    """All documents end to end, one flat file for each array, mapped; offsets in memory.
-
-    Args:
-        folder: where the files go.
-        documents: their arrays.
-    """
-
-    def __init__(self, folder: Path, documents: list[Arrays]) -> None:
-        folder.mkdir()
-        self.arrays, self.offsets = {}, {}
-        for name in documents[0]:
-            whole = np.concatenate([d[name] for d in documents])
-            whole.tofile(folder / name)
-            self.arrays[name] = np.memmap(folder / name, whole.dtype, "r", shape=whole.shape)
-            self.offsets[name] = np.concatenate([[0], np.cumsum([len(d[name]) for d in documents])])
-
-    def read(self, count: int, codec: FeatureCodec, seed: int) -> int:
-        """Shuffled."""
-        return sum(
-            finished({k: v[self.offsets[k][n] : self.offsets[k][n + 1]] for k, v in self.arrays.items()}, codec)
-            for n in np.random.default_rng(seed).permutation(count)
-        )
-
-
-def rounds(readers: dict[str, Callable[[int], int]], count: int) -> Iterator[tuple[str, float, float, int]]:
-    """Name, seconds, processor seconds and numbers read of each reader in turn, after a round that warms up."""
+def rounds(layouts: dict[str, Layout], count: int, *, cold: bool) -> Iterator[tuple[str, float, float, int]]:
+    """Name, seconds, processor seconds and numbers read of each layout in turn, after a round that warms up."""
     with progress("read", float(count + 1), unit="rounds", initial=0.0) as advance:
         for number in range(count + 1):
-            for name, read in readers.items():
+            for name, layout in layouts.items():
+                if cold:
+                    layout.close()
+                    gc.collect()  # what is mapped is not forgotten
+                    forget(layout.folder)
                 started, busy = time.perf_counter(), time.process_time()
-                size = read(number)
+                if cold:
+                    layout.open()
+                size = layout.read(number)
                 if number:
                     yield name, time.perf_counter() - started, time.process_time() - busy, size
             advance(1)
@@ -200,39 +153,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", help="read the documents of this cache instead of made-up ones")
     parser.add_argument("--features", default="sketch", choices=("none", "bf16", "int8", "sketch"))
+    parser.add_argument("--cold", action="store_true", help="let the system forget the files before each reading")
     defaults = {"documents": 1500, "tokens": 160, "hidden": 576, "vocab": 49_152, "k": 32, "shard": 192, "rounds": 5}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="specauf-read-") as place:
-        url = args.cache
-        if url is None:
-            url = str(Path(place, "cache"))
-            store(Path(url), made_up(args), args)
-        cache = open_cache(url)
-        arrays, codec = rival_arrays(cache)
-        count = len(arrays)
-        readers: dict[str, Callable[[int], int]] = {"cache": lambda epoch: read_cache(cache, epoch)}
-        layouts = {"safetensors": arrays}
+        root = Path(place)
+        if args.cache is None:
+            store(root / "cache", made_up(args), args)
+        ours = Ours(args.cache or str(root / "cache"))
+        arrays, codec = rival_arrays(ours.cache)
+        count, bytes_ours = len(arrays), ours.cache.manifest.total_bytes
+        layouts: dict[str, Layout] = {"cache": ours, "safetensors": Files(root / "safetensors", arrays, codec)}
         if codec.kind in ("int8", "sketch"):
-            layouts["bf16 files"] = [as_others_store(a, codec) for a in arrays]
-        for name, documents in layouts.items():
-            folder = Path(place, name)
-            write_files(folder, documents)
-            readers[name] = lambda seed, folder=folder: read_files(folder, count, codec, seed)  # type: ignore[misc]
-        flat = Flat(Path(place, "memmap"), arrays)
-        readers["memmap"] = lambda seed: flat.read(count, codec, seed)
-        del arrays, layouts
-        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
+            layouts["bf16 files"] = Files(root / "bf16 files", [as_others_store(a, codec) for a in arrays], codec)
+        layouts["torch.save"] = Files(root / "torch.save", arrays, codec, save_pickle, load_pickle)
+        layouts["arrow"] = ArrowTable(root / "arrow", arrays, codec)
+        layouts["memmap"] = Flat(root / "memmap", arrays, codec)
+        del arrays
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in layouts}
         sizes: dict[str, int] = {}
-        for name, seconds, busy, size in rounds(readers, args.rounds):
+        for name, seconds, busy, size in rounds(layouts, args.rounds, cold=args.cold):
             measured[name].append((seconds, busy))
             sizes[name] = size
-        same = {sizes[name] for name in ("cache", "safetensors", "memmap")}
+        same = {size for name, size in sizes.items() if name != "bf16 files"}
         assert len(same) == 1, f"the layouts do not give the same numbers: {sizes}"
-        stored = {n: sum(p.stat().st_size for p in Path(place, n).iterdir()) for n in readers if n != "cache"}
-        stored["cache"] = cache.manifest.total_bytes
-    report(measured, stored, count, codec.kind)
+        stored = {n: sum(p.stat().st_size for p in (root / n).rglob("*")) for n in layouts if n != "cache"}
+        stored["cache"] = bytes_ours
+    report(measured, stored, count, f"{codec.kind}, {'cold' if args.cold else 'warm'} page cache")
 
 
 def report(measured: dict[str, list[tuple[float, float]]], stored: dict[str, int], count: int, kind: str) -> None:
