@@ -1,10 +1,12 @@
 """Building a cache: lock, plan, target, first shard with the feature fit, all other shards, manifest."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from safetensors.numpy import load
+from torch import Tensor
 
 from cache_builder.chat import ChatRenderer
 from cache_builder.config import BUILD, BuildConfig, told
@@ -28,7 +30,7 @@ from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location
 from specauf.cache.objects import read_checked
 from specauf.cache.reader import FEATURE_FIT, MANIFEST, TARGET
-from specauf.cache.schema import CommitRecord, Identity, Manifest, from_json, to_json
+from specauf.cache.schema import CommitRecord, FeatureKind, Identity, Manifest, from_json, to_json
 from specauf.errors import UserError
 from specauf.targets import load_target
 
@@ -81,7 +83,13 @@ class Build:
             return
         # Scales and basis come from the first shard, so that one rank or many fit the same.
         documents, drops = self._make(0, advance)
-        codec, errors = fit_codec(documents, self.config, self.target, self.identity.sketch_rank)
+        codec, errors = fit_codec(
+            (d.features for d in documents if d.features is not None),
+            self.config.features,
+            taps=len(self.target.taps),
+            rank=self.identity.sketch_rank,
+            fit_tokens=self.config.fit_tokens,
+        )
         write_target(
             self.config.out,
             self.identity,
@@ -160,18 +168,24 @@ def load_codec(out: str, identity: Identity) -> FeatureCodec:
 
 
 def fit_codec(
-    documents: list[BuiltDocument], config: BuildConfig, target: Target, rank: int
+    parts: Iterable[Tensor], kind: FeatureKind, *, taps: int, rank: int, fit_tokens: int
 ) -> tuple[FeatureCodec, list[float]]:
     """How features are stored, fitted on some documents, and the relative error of each tap on tokens between.
+
+    Args:
+        parts: features of each document.
+        kind: how they are to be stored.
+        taps: taps that are concatenated.
+        rank: of a sketch.
+        fit_tokens: tokens to fit on.
 
     Raises:
         UserError: there are fewer tokens than the sketch's rank.
     """
-    taps = len(target.taps)
-    if config.features not in ("int8", "sketch"):
-        return FeatureCodec(config.features, taps), []
-    whole = torch.cat([d.features for d in documents if d.features is not None])
-    step = max(1, len(whole) // config.fit_tokens)
-    codec = fit_features(whole[::step][: config.fit_tokens].float(), config.features, taps, rank)
+    if kind not in ("int8", "sketch"):
+        return FeatureCodec(kind, taps), []
+    whole = torch.cat(list(parts))
+    step = max(1, len(whole) // fit_tokens)
+    codec = fit_features(whole[::step][:fit_tokens].float(), kind, taps, rank)
     unseen = whole[step // 2 :: 4 * step].float()
     return codec, reconstruction_error(unseen, codec)

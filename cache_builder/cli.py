@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cache_builder.config import BuildConfig
+from specauf.cache.schema import FeatureKind
 from specauf.command import CommandParser
 from specauf.configs import find_config, known_configs, require_yaml
 from specauf.errors import UserError, run_command, unknown_name
@@ -15,6 +16,7 @@ COMMANDS = {
     "build": "run a target once over a corpus and write the cache; run again to go on",
     "estimate": "bytes and hours that a build will take, from a sample, before anything is written",
     "inspect": "what a cache is made from, its sizes, retained mass, and a decoded sample",
+    "shrink": "a smaller cache from one that is there, without the target: fewer log-probabilities, smaller features",
     "verify": "check every object of a cache; --repair builds the bad shards again",
 }
 
@@ -45,7 +47,8 @@ def dispatch(argv: list[str]) -> None:
     name, words = argv[0], argv[1:]
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
-    {"build": _build, "estimate": _estimate, "inspect": _inspect, "verify": _verify}[name](words)
+    run = {"build": _build, "estimate": _estimate, "inspect": _inspect, "shrink": _shrink, "verify": _verify}
+    run[name](words)
 
 
 def parse_build(words: list[str], command: str = "build", **extra: Any) -> tuple[BuildConfig, dict[str, Any]]:
@@ -151,6 +154,27 @@ def _inspect(words: list[str]) -> None:
     if own["json"] != "-":
         print(report.text())
     write_json(own["json"], report.figures())
+
+
+def _shrink(words: list[str]) -> None:
+    place, own = _cache_and_options(
+        words, "shrink", out=str, k=int, features=FeatureKind, sketch_rank=int, compress_features=bool, json=str
+    )
+    if own["out"] is None:
+        raise UserError("out is not set: give --out, the directory of the smaller cache")
+    from cache_builder.inspect import build_summary, figures
+    from cache_builder.shrink import shrink
+
+    manifest = shrink(
+        place,
+        own["out"],
+        k=own["k"],
+        features=own["features"],
+        sketch_rank=own["sketch_rank"],
+        compress_features=own["compress_features"],
+    )
+    print(build_summary(own["out"], manifest), file=sys.stderr if own["json"] == "-" else sys.stdout)
+    write_json(own["json"], {"cache": own["out"], **figures(manifest)})
 
 
 def _verify(words: list[str]) -> None:

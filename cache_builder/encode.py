@@ -3,7 +3,7 @@
 The same documents give the same bytes, whoever encodes them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,8 @@ def shard_arrays(
     identity: Identity,
     codec: FeatureCodec,
     device: torch.device | str = "cpu",
-) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-    """A shard's arrays as stored, and each field's attributes.
+) -> dict[str, np.ndarray]:
+    """A shard's arrays as stored.
 
     Args:
         documents: at least one.
@@ -69,6 +69,34 @@ def shard_arrays(
         "topk_logprobs": logprobs.encode_logprobs(values),
         "head_mass": logprobs.encode_head_mass(np.exp(values).sum(1)),
     }
+    if codec.kind != "none":
+        parts = [d.features for d in documents if d.features is not None]
+        if len(parts) != len(documents):
+            raise UserError(f"features are {codec.kind}, but {len(documents) - len(parts)} documents have none")
+        arrays |= feature_arrays(parts, codec, device)
+    return arrays
+
+
+def feature_arrays(
+    parts: Sequence[Tensor], codec: FeatureCodec, device: torch.device | str = "cpu"
+) -> dict[str, np.ndarray]:
+    """The arrays that store the features of a shard's documents.
+
+    Args:
+        parts: features of each document.
+        codec: how they are stored.
+        device: where to work on them.
+
+    Raises:
+        UserError: the features hold NaN or Inf.
+    """
+    encode = FeatureEncoder(codec, device)
+    encoded = [encode(torch.cat(group)) for group in _groups(parts)]
+    return {name: np.concatenate([e[name] for e in encoded]) for name in encoded[0]}
+
+
+def field_attributes(names: Collection[str], identity: Identity) -> dict[str, dict[str, Any]]:
+    """What each field's metadata says of its encoding."""
     attributes: dict[str, dict[str, Any]] = {
         "topk_ids": {"encoding": "rank in id_table"},
         "topk_logprobs": {
@@ -84,16 +112,9 @@ def shard_arrays(
             "no_tail": logprobs.NO_TAIL,
         },
     }
-    if codec.kind != "none":
-        parts = [d.features for d in documents if d.features is not None]
-        if len(parts) != len(documents):
-            raise UserError(f"features are {codec.kind}, but {len(documents) - len(parts)} documents have none")
-        encode = FeatureEncoder(codec, device)
-        encoded = [encode(torch.cat(group)) for group in _groups(parts)]
-        for name in encoded[0]:
-            arrays[name] = np.concatenate([e[name] for e in encoded])
-            attributes[name] = {"encoding": codec.kind, "taps": list(identity.taps)}
-    return arrays, attributes
+    features = {"encoding": identity.features, "taps": list(identity.taps)}
+    attributes |= dict.fromkeys(("features", "sketch", "feature_scale"), features)
+    return {name: attributes[name] for name in names if name in attributes}
 
 
 def _groups(parts: Sequence[Tensor]) -> Iterator[list[Tensor]]:

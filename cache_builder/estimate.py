@@ -86,7 +86,13 @@ def estimate(config: BuildConfig, sample: int | None) -> Estimate:
         documents, drops = work.maker.make(numbers, lambda _, done: show(float(done)))
     if not documents:
         raise UserError(f"none of {len(numbers)} sampled documents is left ({drops}): raise --sample")
-    codec, _ = fit_codec(documents, config, work.target, work.identity.sketch_rank)
+    codec, _ = fit_codec(
+        (d.features for d in documents if d.features is not None),
+        config.features,
+        taps=len(work.target.taps),
+        rank=work.identity.sketch_rank,
+        fit_tokens=config.fit_tokens,
+    )
     with tempfile.TemporaryDirectory(prefix="specauf-estimate-") as folder:
         begin(folder, work.identity)
         weights = work.target.embed_tokens, None if work.target.tied else work.target.lm_head

@@ -70,6 +70,10 @@ def repair(where: str, accelerator: Literal["auto", "cpu", "gpu"] = "auto") -> V
         bad = [MANIFEST]
     if not bad:
         return found
+    if BUILD not in place.files():
+        # A shrunk cache: it was not built from a corpus, and its source may be anywhere.
+        names = ", ".join(f"{name}.json" for name in bad)
+        raise UserError(f"{where} was not built here: delete {names} and run the command that made it again")
     config = read_told(place.read(BUILD), where, accelerator=accelerator)
     from cache_builder.driver import build
 

@@ -19,7 +19,7 @@ from safetensors.torch import save as save_torch
 from torch import Tensor
 
 from cache_builder.document import BuiltDocument
-from cache_builder.encode import encode_group, shard_arrays
+from cache_builder.encode import encode_group, field_attributes, shard_arrays
 from specauf.cache import logprobs
 from specauf.cache.features import FeatureCodec
 from specauf.cache.integrity import content_problems, count
@@ -141,13 +141,28 @@ def write_target(
         WEIGHTS: save_torch({name: w.detach().cpu().contiguous() for name, w in weights.items()}),
         CONFIG: _json(config),
     }
-    fit = {"channel_scale": codec.channel_scale, "basis": codec.basis}
-    if codec.channel_scale is not None:
-        files[FEATURE_FIT] = save_numpy({n: np.ascontiguousarray(a) for n, a in fit.items() if a is not None})
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
             files[f"{TOKENIZER}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
+    return write_target_files(cache_dir, identity, files, codec)
+
+
+def write_target_files(
+    cache_dir: str, identity: Identity, files: Mapping[str, bytes], codec: FeatureCodec
+) -> CommitRecord:
+    """Store the target's files and how features are stored, then their commit record.
+
+    Args:
+        cache_dir: the cache.
+        identity: of the cache.
+        files: by name; a feature fit among them is replaced.
+        codec: fitted; its scales and basis are stored.
+    """
+    files = {name: data for name, data in files.items() if name != FEATURE_FIT}
+    fit = {"channel_scale": codec.channel_scale, "basis": codec.basis}
+    if codec.channel_scale is not None:
+        files[FEATURE_FIT] = save_numpy({n: np.ascontiguousarray(a) for n, a in fit.items() if a is not None})
     return _commit(Location(cache_dir), TARGET, TARGET, files, identity, Counts(), {})
 
 
@@ -172,12 +187,37 @@ def write_shard(
     Raises:
         UserError: a document breaks a rule of the format, or the disk is full.
     """
-    arrays, attributes = shard_arrays(documents, spec.identity, spec.codec, spec.device)
+    arrays = shard_arrays(documents, spec.identity, spec.codec, spec.device)
+    top1 = np.concatenate([d.topk_ids[:, 0] == d.tokens[d.row_index + 1] for d in documents])
+    return write_arrays(cache_dir, number, arrays, spec, int(top1.sum()), drops)
+
+
+def write_arrays(
+    cache_dir: str,
+    number: int,
+    arrays: dict[str, np.ndarray],
+    spec: StorageSpec,
+    argmax_is_data: int,
+    drops: Mapping[str, int] | None = None,
+) -> CommitRecord:
+    """`write_shard` for arrays as they are stored.
+
+    Args:
+        cache_dir: the cache.
+        number: of the shard.
+        arrays: by field name.
+        spec: identity and feature codec.
+        argmax_is_data: rows whose most probable token is the data's.
+        drops: documents left out while this shard was made, by reason.
+
+    Raises:
+        UserError: an array breaks a rule of the format, or the disk is full.
+    """
     for field, what in content_problems(arrays, spec.identity):
         raise UserError(f"{shard_name(number)}: field {field}: {what}: check the target and its tokenizer")
-    top1 = np.concatenate([d.topk_ids[:, 0] == d.tokens[d.row_index + 1] for d in documents])
     mass = logprobs.decode_head_mass(arrays["head_mass"])
-    counts = count(arrays) + Counts(head_mass_sum=float(mass.sum(dtype=np.float64)), argmax_is_data_sum=int(top1.sum()))
+    counts = count(arrays) + Counts(head_mass_sum=float(mass.sum(dtype=np.float64)), argmax_is_data_sum=argmax_is_data)
+    attributes = field_attributes(arrays, spec.identity)
     objects = encode_group(arrays, attributes, compress_features=spec.compress_features)
     name = shard_name(number)
     return _commit(Location(cache_dir), name, f"{name}.zarr", objects, spec.identity, counts, dict(drops or {}))

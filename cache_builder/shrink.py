@@ -1,0 +1,186 @@
+"""A smaller cache from a larger one, without the target: fewer log-probabilities, or features stored smaller.
+
+Whoever wants to choose between sizes builds the largest once. From bf16 features a sketch or int8 comes out as the same
+arrays that a build would have stored; from a sketch a smaller one does, for its basis is ordered.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache_builder.builder import fit_codec, load_codec
+from cache_builder.encode import feature_arrays
+from cache_builder.lock import BuildLock
+from cache_builder.writer import (
+    StorageSpec,
+    begin,
+    committed_shards,
+    write_arrays,
+    write_manifest,
+    write_target_files,
+)
+from specauf.cache import Cache, FeatureCodec, Identity, logprobs, open_cache
+from specauf.cache.location import Location
+from specauf.cache.objects import read_checked
+from specauf.cache.reader import TARGET
+from specauf.cache.schema import FeatureKind, Manifest
+from specauf.errors import UserError
+from specauf.progress import progress
+
+Arrays = dict[str, np.ndarray]
+_FEATURES = ("features", "sketch", "feature_scale")
+# What each kind of features can become.
+_BECOMES: dict[FeatureKind, tuple[FeatureKind, ...]] = {
+    "bf16": ("bf16", "int8", "sketch", "none"),
+    "int8": ("int8", "sketch", "none"),
+    "sketch": ("sketch", "none"),
+    "none": ("none",),
+}
+
+
+def shrink(
+    source: str,
+    out: str,
+    *,
+    k: int | None = None,
+    features: FeatureKind | None = None,
+    sketch_rank: int | None = None,
+    compress_features: bool = False,
+) -> Manifest:
+    """Write the smaller cache; a run that was killed goes on where it stopped.
+
+    Args:
+        source: the larger cache.
+        out: directory or fsspec URL of the smaller one.
+        k: log-probabilities kept per row; the source's when None.
+        features: how taps are stored; as in the source when None.
+        sketch_rank: of a sketch; the source's rank, or else the target's hidden size, when None.
+        compress_features: also compress their arrays.
+
+    Raises:
+        UserError: the source does not hold what is asked for, is damaged, or `out` holds another cache.
+    """
+    cache = open_cache(source)
+    identity = smaller_identity(cache, k, features, sketch_rank)
+    place = Location(out)
+    if place.is_file():
+        raise UserError(f"{out} is a file, expected a directory for the cache: give another --out")
+    with BuildLock(place), progress("shrink", float(cache.num_shards), unit="shards", initial=0.0) as advance:
+        begin(out, identity)
+        if f"{TARGET}.json" not in place.files():
+            record = cache.target_record
+            files = read_checked(cache.place.child(TARGET), record, list(record.objects))
+            write_target_files(out, identity, files, _codec(cache, identity))
+        spec = StorageSpec(identity, load_codec(out, identity), compress_features)
+        done = committed_shards(out, identity)
+        for number in range(cache.num_shards):
+            if number not in done:
+                record = cache.record(cache.manifest.shards[number])
+                arrays = smaller_arrays(cache, number, spec)
+                write_arrays(out, number, arrays, spec, record.counts.argmax_is_data_sum, record.drops)
+            advance(1)
+        return write_manifest(out, identity, _drops_of_plan(cache))
+
+
+def smaller_identity(cache: Cache, k: int | None, features: FeatureKind | None, sketch_rank: int | None) -> Identity:
+    """What the smaller cache is made from: the larger one's identity, with its fingerprint.
+
+    Raises:
+        UserError: the source does not hold what is asked for.
+    """
+    old = cache.manifest.identity
+    kind = old.features if features is None else features
+    if kind not in _BECOMES[old.features]:
+        known = ", ".join(_BECOMES[old.features])
+        raise UserError(f"features: {kind} asked for, {cache.url} has {old.features}, which can become {known}")
+    k = old.k if k is None else k
+    if not 1 <= k <= old.k:
+        raise UserError(f"k: {k} asked for, {cache.url} has {old.k}: give 1 to {old.k}")
+    if sketch_rank is not None and kind != "sketch":
+        raise UserError(
+            f"sketch_rank: {sketch_rank} given with features {kind}: give --features=sketch, or leave it out"
+        )
+    most = old.sketch_rank if old.features == "sketch" else old.feature_width
+    rank = (old.sketch_rank or old.hidden_size if sketch_rank is None else sketch_rank) if kind == "sketch" else 0
+    if kind == "sketch" and not 1 <= rank <= most:
+        raise UserError(f"sketch_rank: {rank} asked for, {cache.url} allows 1 to {most}")
+    corpus = old.corpus | {"shrunk_from": cache.fingerprint}
+    return replace(old, k=k, features=kind, sketch_rank=rank, corpus=corpus)
+
+
+def smaller_arrays(cache: Cache, number: int, spec: StorageSpec) -> Arrays:
+    """One shard's arrays as the smaller cache stores them."""
+    stored = dict(cache.shard(number).arrays)
+    arrays = {name: array for name, array in stored.items() if name not in _FEATURES}
+    old, new = cache.manifest.identity, spec.identity
+    if new.k < old.k:
+        arrays |= _fewer(stored, new)
+    if (new.features, new.sketch_rank) == (old.features, old.sketch_rank):
+        arrays |= {name: stored[name] for name in _FEATURES if name in stored}
+    elif new.features != "none":
+        codec = _first_columns(old.sketch_rank, new.sketch_rank) if old.features == "sketch" else spec.codec
+        arrays |= feature_arrays(list(_features(cache, stored)), codec)
+    return arrays
+
+
+def _fewer(stored: Arrays, new: Identity) -> Arrays:
+    values = logprobs.decode_logprobs(stored["topk_logprobs"], logprobs.decode_head_mass(stored["head_mass"]))
+    ids = logprobs.decode_ids(stored["topk_ids"][:, : new.k], stored["id_table"])
+    ranks, table = logprobs.encode_ids(ids, new.vocab_size)
+    mass = np.exp(values[:, : new.k].astype(np.float64)).sum(1)
+    return {
+        "topk_ids": ranks,
+        "id_table": table,
+        "topk_logprobs": stored["topk_logprobs"][:, : new.k],  # differences along k, from the first on
+        "head_mass": logprobs.encode_head_mass(mass),
+    }
+
+
+def _features(cache: Cache, stored: Arrays) -> Iterator[Tensor]:
+    """What each document of a shard stores of features, decoded: taps, or the coordinates of a sketch."""
+    offsets = stored["doc_offsets"]
+    codes, scale = stored.get("features", stored.get("sketch")), stored.get("feature_scale")
+    assert codes is not None
+    for start, stop in itertools.pairwise(offsets):
+        part = codes[start:stop]
+        if cache.codec.kind == "sketch":
+            assert scale is not None
+            yield torch.from_numpy(part * scale[start:stop, None].astype(np.float32))
+        else:
+            rows = None if scale is None else scale[start:stop]
+            yield torch.from_numpy(cache.codec.decode(part, rows))
+
+
+def _first_columns(rank: int, kept: int) -> FeatureCodec:
+    """Encodes coordinates of a sketch as those of its first columns, which are those of its largest eigenvalues."""
+    return FeatureCodec("sketch", 1, np.ones(rank, np.float32), np.eye(rank, kept, dtype=np.float32))
+
+
+def _codec(cache: Cache, new: Identity) -> FeatureCodec:
+    """How the smaller cache stores features, fitted on the first shard as a build does."""
+    old, codec = cache.manifest.identity, cache.codec
+    if new.features == old.features:
+        basis = codec.basis if codec.basis is None else np.ascontiguousarray(codec.basis[:, : new.sketch_rank])
+        return replace(codec, basis=basis)
+    parts = [] if new.features == "none" else _features(cache, dict(cache.shard(0).arrays))
+    fitted, _ = fit_codec(
+        parts,
+        new.features,
+        taps=len(new.taps),
+        rank=new.sketch_rank,
+        fit_tokens=int(old.corpus.get("fit_tokens", 16_384)),
+    )
+    return fitted
+
+
+def _drops_of_plan(cache: Cache) -> dict[str, int]:
+    """Documents that were left out before any shard was made."""
+    left = dict(cache.manifest.drops)
+    for entry in cache.manifest.shards:
+        for reason, count in cache.record(entry).drops.items():
+            left[reason] -= count
+    return {reason: count for reason, count in left.items() if count}
