@@ -11,6 +11,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def do_all(study: Study, results: Path, words: list[str], jobs: int) -> list[str
     """
     if jobs == 1:
         for cache in study.caches.values():
-            build_cache(cache)
+            build_cache(cache, study.caches)
         return [group.name for group in study.groups if not train_and_decode(study, group, results)]
 
     def work(number: int, build: "Future[None]") -> bool:
@@ -85,20 +86,20 @@ def do_all(study: Study, results: Path, words: list[str], jobs: int) -> list[str
 
     # One build takes all cores: caches are built one after another, while groups of those that are there go on.
     with ThreadPoolExecutor(1) as builder, ThreadPoolExecutor(jobs) as pool:
-        builds = {name: builder.submit(build_cache, cache) for name, cache in study.caches.items()}
+        builds = {name: builder.submit(build_cache, cache, study.caches) for name, cache in study.caches.items()}
         _decoder(study)  # finds the plain answers, which every process reads
         groups = [pool.submit(work, n, builds[group.cache]) for n, group in enumerate(study.groups)]
         return [group.name for group, done in zip(study.groups, groups, strict=True) if not done.result()]
 
 
-def build_cache(cache: CachePlan) -> None:
-    """Build a cache, if it is not complete.
+def build_cache(cache: CachePlan, caches: Mapping[str, CachePlan]) -> None:
+    """Make one of the study's caches, if it is not complete.
 
     Raises:
         UserError: the build failed.
     """
     if not (cache.out / "manifest.json").is_file():
-        _call(f"cache {cache.out}", ["cache_builder", "build", *cache.options, f"--out={cache.out}"])
+        _call(f"cache {cache.out}", cache.command(caches))
 
 
 def train_and_decode(study: Study, group: Group, results: Path) -> bool:

@@ -1,5 +1,6 @@
 """What a study runs: a YAML file of caches, groups of trainings, and how their drafters are decoded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,18 @@ class CachePlan:
 
     Attributes:
         out: its directory; studies may share one.
-        options: of `cache-builder build`.
+        options: of `cache-builder build`, or of `cache-builder shrink`.
+        source: name of the cache, earlier in the file, that it is shrunk from; None to build it.
     """
 
     out: Path
     options: list[str] = field(default_factory=list)
+    source: str | None = None
+
+    def command(self, caches: "Mapping[str, CachePlan]") -> list[str]:
+        """What makes it, without the interpreter."""
+        words = ["build"] if self.source is None else ["shrink", str(caches[self.source].out)]
+        return ["cache_builder", *words, *self.options, f"--out={self.out}"]
 
 
 @dataclass(frozen=True)
@@ -111,11 +119,20 @@ def read_study(name: str) -> Study:
         raise UserError(f"{file}: give a mapping with target, caches, groups and decoding")
     shared = raw.pop("cache_common", [])
     caches = {key: _made(CachePlan, value, f"{file} caches.{key}") for key, value in raw.pop("caches", {}).items()}
-    caches = {key: CachePlan(Path(cache.out), shared + cache.options) for key, cache in caches.items()}
+    caches = {
+        key: replace(cache, out=Path(cache.out), options=shared * (cache.source is None) + cache.options)
+        for key, cache in caches.items()
+    }
     common = raw.pop("common", [])
     groups = [_made(Group, value, f"{file} groups[{i}]") for i, value in enumerate(raw.pop("groups", []))]
     decoding = _made(Decoding, raw.pop("decoding", {}), f"{file} decoding")
     study = _made(Study, raw | {"name": file.stem, "caches": caches, "groups": groups, "decoding": decoding}, str(file))
+    for name, cache in caches.items():
+        earlier = list(caches)[: list(caches).index(name)]
+        if cache.source is not None and cache.source not in earlier:
+            raise UserError(
+                f"{file}: cache {name} is shrunk from {cache.source!r}, known before it: {', '.join(earlier)}"
+            )
     for group in groups:
         if group.cache not in caches:
             raise UserError(

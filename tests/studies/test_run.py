@@ -45,7 +45,10 @@ def test_a_study_trains_decodes_and_does_nothing_twice(tmp_path: Path) -> None:
     options += ["--held_out=0.2"]
     raw = {
         "target": "target.yaml",
-        "caches": {"tiny": {"out": "caches/tiny", "options": options}},
+        "caches": {
+            "whole": {"out": "caches/whole", "options": options},
+            "tiny": {"out": "caches/tiny", "source": "whole", "options": ["--k=2"]},
+        },
         "common": ["--trainer.max_epochs=1", "--data.batch_size=4"],
         "groups": [
             {"name": "g", "cache": "tiny", "losses": ["decay"], "seeds": [0]},
@@ -53,7 +56,7 @@ def test_a_study_trains_decodes_and_does_nothing_twice(tmp_path: Path) -> None:
         ],
         "decoding": {"benchmarks": ["prompts.jsonl"], "limit": 4, "max_new_tokens": 12, "batch_size": 3},
     }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     first = study(tmp_path)
     assert first.returncode == 0, first.stderr
     kept = tmp_path / "results" / "tiny" / "g-auf-0.json"

@@ -43,6 +43,7 @@ def test_every_study_reads_and_names_what_exists(file: Path) -> None:
         ({"groups": [{"name": "g", "cache": "none", "losses": ["decay"], "seeds": [0]}]}, "'none', known are demo"),
         ({"groups": [{"name": "g", "cache": "demo", "losses": ["auf"], "seeds": [0]}]}, "compares with 'decay'"),
         ({"groups": [{"name": "g", "cache": "demo", "loses": ["auf"], "seeds": [0]}]}, "loses found"),
+        ({"caches": {"demo": {"out": "x", "source": "large"}}}, "shrunk from 'large', known before it: "),
         ({"surplus": 1}, "surplus found"),
         ({"decoding": {}}, "decoding"),
     ],
