@@ -91,5 +91,5 @@ study: setup ## train and decode every loss of studies/STUDY.yaml (default: redu
 	$(BIN)/python -m studies $(STUDY) $(ARGS)
 
 bench: setup ## every benchmark; some need the demo's cache and drafter
-	for name in read build loss step step_peer scale imports cache_size real_run; do $(BIN)/python -m benchmarks.$$name $$(test $$name != cache_size || echo caches/demo) || exit 1; done
+	for name in read build answers loss step step_peer scale imports cache_size real_run; do $(BIN)/python -m benchmarks.$$name $$(test $$name != cache_size || echo caches/demo) || exit 1; done
 	$(BIN)/python -m benchmarks.decode runs/demo/auf
