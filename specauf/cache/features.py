@@ -54,7 +54,9 @@ class FeatureCodec:
 
 def decode_bf16(codes: UInt16[np.ndarray, "tokens features"]) -> Float32[np.ndarray, "tokens features"]:
     """bfloat16 bits as float32: they are its upper half."""
-    return (codes.astype(np.uint32) << 16).view(np.float32)
+    bits = codes.astype(np.uint32)
+    bits <<= 16  # in place: fresh memory for a second array costs many times the shift
+    return bits.view(np.float32)
 
 
 def decode_sketch(
