@@ -15,7 +15,7 @@ from specauf.objectives.support import branch_losses
 from tests.drafters.tiny import MASK, TAPS, VOCAB, batch_of, document, tiny_drafter, tiny_target, vocabulary_of
 from tests.objectives.test_configs import parser
 from tests.training.conftest import write_tiny_cache
-from tests.training.test_fit import arguments
+from tests.training.running import arguments
 
 KINDS = ("dflash", "domino", "masked")
 LOSSES = known_configs("loss")
