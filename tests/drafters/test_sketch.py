@@ -11,7 +11,7 @@ from specauf.cli import main
 from specauf.drafters import DFlashDrafter, sketch_of
 from tests.drafters.tiny import batch_of, document, tiny_dflash, tiny_target, vocabulary_of
 from tests.training.conftest import write_tiny_cache
-from tests.training.test_fit import arguments
+from tests.training.running import arguments
 
 RANK = 12
 

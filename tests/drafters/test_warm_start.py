@@ -12,7 +12,7 @@ from specauf.errors import UserError
 from specauf.export import export_speculators
 from specauf.export.facts import TargetFacts
 from tests.training.conftest import write_tiny_cache
-from tests.training.test_fit import arguments
+from tests.training.running import arguments
 
 
 @pytest.fixture(scope="module")
