@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from specauf.cache import open_cache
 from specauf.errors import UserError, run_command
 from studies.decode import Decoder
 from studies.plan import CachePlan, Group, Study, read_study
@@ -117,7 +118,7 @@ def train_and_decode(study: Study, group: Group, results: Path) -> bool:
         _call(f"group {group.name}", words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    decoder = _decoder(study)
+    decoder, cache = _decoder(study), open_cache(str(study.caches[group.cache].out))
     for (loss, seed), file in missing.items():
         run = runs / f"{loss}-{seed}"
         if (run / "summary.json").is_file():
@@ -127,6 +128,7 @@ def train_and_decode(study: Study, group: Group, results: Path) -> bool:
                 "seed": seed,
                 "options": group.options,
                 "drafter": group.drafter,
+                "cache": {"name": group.cache, "bytes": cache.manifest.total_bytes},
             }
             record |= {"training": training_facts(run), **decoder.decode(run)}
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,15 @@ def table(group: Group, records: Sequence[Record]) -> str:
 def compare(pairs: Sequence[tuple[str, str]], records: Sequence[Record]) -> str:
     """Losses of different groups against each other, on the seeds both have."""
     names = list(records[0]["benchmarks"])
-    head = ["group/loss", "against", "seeds", *(f"{n} tau" for n in names), *(f"{n} (95 %)" for n in names), "train s"]
+    head = [
+        "group/loss",
+        "against",
+        "seeds",
+        *(f"{n} tau" for n in names),
+        *(f"{n} (95 %)" for n in names),
+        "train s",
+        "cache MB",
+    ]
     rows = []
     for one, other in pairs:
         mine, base = ([r for r in records if f"{r['group']}/{r['loss']}" == name] for name in (one, other))
@@ -70,6 +78,9 @@ def compare(pairs: Sequence[tuple[str, str]], records: Sequence[Record]) -> str:
             seconds = [f"{statistics.fmean(r['training']['seconds'] for r in side):.0f}" for side in (mine, base)]
             cells = [one, other, str(len(seeds)), *("{:.3f}, {:.3f}".format(*m) for m in means)]
             cells += ["{} ({} to {})".format(*map(percent, g)) for g in gains] + [", ".join(seconds)]
+            # Results from before the size was written down have none.
+            sizes = [side[0].get("cache", {}).get("bytes") for side in (mine, base)]
+            cells.append(", ".join("-" if size is None else f"{size / 1e6:.0f}" for size in sizes))
             rows.append(cells)
     lines = ["### Across groups", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
