@@ -45,7 +45,9 @@ def finished(a: Arrays, codec: FeatureCodec) -> int:
         else:
             out.append(decode_bf16(codes) if codec.kind == "bf16" else codec.decode(codes, scale))
     if "features" in a:
-        out.append(a["features"])
+        out.append(torch.from_numpy(a["features"]).view(torch.bfloat16).float().numpy())
+    if "bits" in a:
+        out.append(a["bits"])
     return sum(x.size for x in out)
 
 

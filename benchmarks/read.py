@@ -10,7 +10,8 @@ top-k ids and log-probs as int64 and float32, and what the drafter's `fc` reads 
 - cache: as training opens it. The only one that is compressed, and the only one whose bytes are checked.
 - safetensors, torch.save: the same numbers in a file a document, features as the same small codes, which no other
   trainer has. arrow: the same in one table through `datasets`. memmap: the same in one flat file an array, the limit.
-- bf16 files: a safetensors file a document with the taps in bf16, as other trainers store them; given out as they are.
+- bf16 files: a safetensors file a document with the taps in bf16, as other trainers store them. bf16 as is: the same,
+  but features stay in bf16, so that their cast falls on the training step.
 
 Processor time counts all threads; the cache decodes the next shards in threads of its own while one is read, the others
 do not. Ends with one JSON line.
@@ -167,7 +168,11 @@ def main() -> None:
         count, bytes_ours = len(arrays), ours.cache.manifest.total_bytes
         layouts: dict[str, Layout] = {"cache": ours, "safetensors": Files(root / "safetensors", arrays, codec)}
         if codec.kind in ("int8", "sketch"):
-            layouts["bf16 files"] = Files(root / "bf16 files", [as_others_store(a, codec) for a in arrays], codec)
+            wide = [as_others_store(a, codec) for a in arrays]
+            layouts["bf16 files"] = Files(root / "bf16 files", wide, codec)
+            wide = [{"bits" if name == "features" else name: v for name, v in a.items()} for a in wide]
+            layouts["bf16 as is"] = Files(root / "bf16 as is", wide, codec)
+            del wide
         layouts["torch.save"] = Files(root / "torch.save", arrays, codec, save_pickle, load_pickle)
         layouts["arrow"] = ArrowTable(root / "arrow", arrays, codec)
         layouts["memmap"] = Flat(root / "memmap", arrays, codec)
@@ -177,7 +182,7 @@ def main() -> None:
         for name, seconds, busy, size in rounds(layouts, args.rounds, cold=args.cold):
             measured[name].append((seconds, busy))
             sizes[name] = size
-        same = {size for name, size in sizes.items() if name != "bf16 files"}
+        same = {size for name, size in sizes.items() if not name.startswith("bf16")}
         assert len(same) == 1, f"the layouts do not give the same numbers: {sizes}"
         stored = {n: sum(p.stat().st_size for p in (root / n).rglob("*")) for n in layouts if n != "cache"}
         stored["cache"] = bytes_ours
