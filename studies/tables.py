@@ -25,7 +25,8 @@ def write_tables(study: Study, results: Path) -> str:
     if not records:
         raise UserError(f"{results} holds no result: run the study first")
     found = [(group, [r for r in records if r["group"] == group.name]) for group in study.merged()]
-    parts = [table(group, rows) for group, rows in found if rows]
+    # A loss alone is compared with other groups, if with anything.
+    parts = [table(group, rows) for group, rows in found if len({r["loss"] for r in rows}) > 1]
     text = "\n\n".join(parts + ([compare(study.comparisons, records)] if study.comparisons else [])) + "\n"
     (results / "table.md").write_text(text)
     plot([(group, rows) for group, rows in found if rows], results / "gain.png")
