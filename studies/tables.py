@@ -36,7 +36,7 @@ def write_tables(study: Study, results: Path) -> str:
 def table(group: Group, records: Sequence[Record]) -> str:
     """One row a loss: tau by benchmark, mean over seeds, with the ratio to the base loss and its interval."""
     names = list(records[0]["benchmarks"])
-    head = ["loss", "seeds", *(c for n in names for c in (f"{n} tau", f"{n} vs {group.base} (95 %)"))]
+    head = ["loss", "runs", *(c for n in names for c in (f"{n} tau", f"{n} vs {group.base} (95 %)"))]
     head += ["replay tau", "token accuracy", "train s", "identical"]
     rows = []
     for loss in (loss for loss in group.losses if any(r["loss"] == loss for r in records)):
@@ -63,7 +63,7 @@ def compare(pairs: Sequence[tuple[str, str]], records: Sequence[Record]) -> str:
     head = [
         "group/loss",
         "against",
-        "seeds",
+        "runs",
         *(f"{n} tau" for n in names),
         *(f"{n} (95 %)" for n in names),
         "train s",
@@ -72,12 +72,13 @@ def compare(pairs: Sequence[tuple[str, str]], records: Sequence[Record]) -> str:
     rows = []
     for one, other in pairs:
         mine, base = ([r for r in records if f"{r['group']}/{r['loss']}" == name] for name in (one, other))
-        seeds = {r["seed"] for r in mine} & {r["seed"] for r in base}
-        if seeds:
+        both = {training(r) for r in mine} & {training(r) for r in base}
+        mine, base = ([r for r in side if training(r) in both] for side in (mine, base))
+        if both:
             means = [[statistics.fmean(tau(r, n) for r in side) for side in (mine, base)] for n in names]
             gains = [gain(mine, base, n) or (1.0, 1.0, 1.0) for n in names]
             seconds = [f"{statistics.fmean(r['training']['seconds'] for r in side):.0f}" for side in (mine, base)]
-            cells = [one, other, str(len(seeds)), *("{:.3f}, {:.3f}".format(*m) for m in means)]
+            cells = [one, other, str(len(both)), *("{:.3f}, {:.3f}".format(*m) for m in means)]
             cells += ["{} ({} to {})".format(*map(percent, g)) for g in gains] + [", ".join(seconds)]
             # Results from before the size was written down have none.
             sizes = [side[0].get("cache", {}).get("bytes") for side in (mine, base)]
@@ -98,13 +99,18 @@ def gain(records: Sequence[Record], base: Sequence[Record], benchmark: str) -> t
 
     A prompt's cycles of all seeds are drawn together, so seeds do not pass for independent prompts.
     """
-    both = sorted({r["seed"] for r in records} & {r["seed"] for r in base})
+    both = {training(r) for r in records} & {training(r) for r in base}
     if not both:
         return None
-    sums = [_by_prompt([r for r in side if r["seed"] in both], benchmark) for side in (records, base)]
+    sums = [_by_prompt([r for r in side if training(r) in both], benchmark) for side in (records, base)]
     (a, c), (a0, c0) = sums
     ratio = (a.sum() / c.sum() + 1) / (a0.sum() / c0.sum() + 1)
     return (float(ratio), *bootstrap_paired(a, c, a0, c0))
+
+
+def training(record: Record) -> tuple[int, int]:
+    """What pairs trainings: the seed, and which repeat of it, as on a cache that was built anew."""
+    return record["seed"], record.get("repeat", 0)
 
 
 def _by_prompt(records: Sequence[Record], benchmark: str) -> tuple[np.ndarray, np.ndarray]:

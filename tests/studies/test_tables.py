@@ -84,3 +84,13 @@ def test_the_table_has_a_row_a_loss_with_its_interval() -> None:
     assert "1.375 [1.350, 1.400]" in lines[5]
     assert "+17.4 % (" in lines[5]
     assert lines[5].endswith("4/4 |")
+
+
+def test_repeats_of_a_seed_are_paired_with_their_own() -> None:
+    first = [record("auf", 0, [9, 9], [4, 4]), record("decay", 0, [5, 7], [4, 4])]
+    again = [r | {"repeat": 1} for r in (record("auf", 0, [3, 1], [4, 4]), record("decay", 0, [2, 2], [4, 4]))]
+    alone = record("auf", 0, [40, 40], [4, 4]) | {"repeat": 2}
+    both = gain([first[0], again[0], alone], [first[1], again[1]], "b")
+    assert both == gain([first[0], again[0]], [first[1], again[1]], "b")
+    assert both is not None
+    assert both[0] == pytest.approx((22 / 16 + 1) / (16 / 16 + 1))
