@@ -8,7 +8,6 @@ held before (weights, hidden states). Ends with one JSON line.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import time
 import torch
 from torch import nn
 
+from benchmarks.common import peak_bytes
 from specauf.data.batch import BlockTargets
 from specauf.objectives import AcceptUntilFail, CrossEntropy, ExponentialDecay, LossOutput, Objective, block_loss
 
@@ -26,11 +26,6 @@ FORMS = {
     "auf_warm": "AUF at tau about 3",
 }
 ACCURACY = {"auf_cold": 0.05, "auf_warm": 0.68}
-
-
-def peak_bytes() -> int:
-    """Largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def problem(args: argparse.Namespace, accuracy: float) -> tuple[torch.Tensor, nn.Linear, BlockTargets]:

@@ -45,6 +45,9 @@ def draw(found: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]], path: str
                 linear = [costs[-1] * size / sizes[-1] for size in sizes]
                 axis.plot(sizes, linear, ":", color=line.get_color(), linewidth=0.8)
         axis.set(xscale="log", yscale="log", xlabel=TITLES[name])
+        if name != "corpus":
+            axis.set_xticks([size for size, _ in rows], [str(size) for size, _ in rows])
+            axis.minorticks_off()
         axis.legend(fontsize=7)
         axis.grid(visible=True, which="major", alpha=0.3)
     figure.suptitle("Cost against size; dotted: linear, through the last point", fontsize=10)

@@ -10,7 +10,6 @@ sizes are SmolLM2's unless given. Ends with one JSON line.
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import time
 
 import torch
 
+from benchmarks.common import peak_bytes
 from specauf.data.batch import BlockBatch, BlockTargets
 from specauf.drafters import (
     DFlashDrafter,
@@ -35,11 +35,9 @@ from specauf.objectives.support import branch_losses
 LOSSES = {"auf": AcceptUntilFail, "decay": ExponentialDecay}
 
 
-def peak_bytes(device: str) -> int:
+def peak(device: str) -> int:
     """The most memory that was held at once so far."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
 
 
 def drafter_of(args: argparse.Namespace) -> Drafter:
@@ -88,7 +86,7 @@ def measure(args: argparse.Namespace, anchors: int, length: int) -> dict[str, fl
     objective = Objective(LOSSES[args.loss](), CrossEntropy())
     for parameter in drafter.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    before, seconds = peak_bytes(args.device), []
+    before, seconds = peak(args.device), []
     for _ in range(args.repeat + 1):
         started = time.perf_counter()
         total = torch.zeros((), device=args.device)
@@ -103,7 +101,7 @@ def measure(args: argparse.Namespace, anchors: int, length: int) -> dict[str, fl
     return {
         "anchors": anchors,
         "packed": length,
-        "mib": (peak_bytes(args.device) - before) / 2**20,
+        "mib": (peak(args.device) - before) / 2**20,
         "seconds": statistics.median(seconds),
         "fastest": min(seconds),
         "slowest": max(seconds),
