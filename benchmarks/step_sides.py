@@ -150,7 +150,10 @@ def theirs(form: str, args: argparse.Namespace) -> tuple[Step, nn.Module]:
     peer.verifier_norm.weight.data.fill_(1.0)
     if form == "peer_given":
         slots = batch.anchors[:, None] + torch.arange(args.block_size, device=args.device)
-        peer.verifier_lm_head = Given(batch.tokens[slots.flatten()], args.vocab, embedding.dtype)
+        # It asks for the slots' logits where they are fewer than the tokens, else for those before every token.
+        fewer = slots.numel() < args.length
+        labels = batch.tokens[slots.flatten()] if fewer else batch.tokens.roll(-1)
+        peer.verifier_lm_head = Given(labels, args.vocab, embedding.dtype)
     owner = torch.searchsorted(batch.doc_offsets, torch.arange(args.length, device=args.device), right=True) - 1
     mask = torch.ones(1, args.length, device=args.device)
     use_anchors(batch.anchors)
