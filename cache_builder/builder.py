@@ -83,13 +83,7 @@ class Build:
             return
         # Scales and basis come from the first shard, so that one rank or many fit the same.
         documents, drops = self._make(0, advance)
-        codec, errors = fit_codec(
-            (d.features for d in documents if d.features is not None),
-            self.config.features,
-            taps=len(self.target.taps),
-            rank=self.identity.sketch_rank,
-            fit_tokens=self.config.fit_tokens,
-        )
+        codec, errors = self.fit(documents)
         write_target(
             self.config.out,
             self.identity,
@@ -104,6 +98,16 @@ class Build:
             print(f"features: {codec.kind}, relative squared error by tap {said}", file=sys.stderr)
         if 0 in self.missing():
             self._write(0, documents, drops, codec)
+
+    def fit(self, documents: list[BuiltDocument]) -> tuple[FeatureCodec, list[float]]:
+        """`fit_codec` on some documents, as this build stores features."""
+        return fit_codec(
+            (d.features for d in documents if d.features is not None),
+            self.config.features,
+            taps=len(self.target.taps),
+            rank=self.identity.sketch_rank,
+            fit_tokens=self.config.fit_tokens,
+        )
 
     def build_shard(self, number: int, codec: FeatureCodec, advance: Advance) -> None:
         """Make one shard and commit it.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_builder.builder import fit_codec, open_build
+from cache_builder.builder import open_build
 from cache_builder.config import BuildConfig
 from cache_builder.driver import device_of
 from cache_builder.writer import StorageSpec, begin, write_manifest, write_shard, write_target
@@ -86,13 +86,7 @@ def estimate(config: BuildConfig, sample: int | None) -> Estimate:
         documents, drops = work.maker.make(numbers, lambda _, done: show(float(done)))
     if not documents:
         raise UserError(f"none of {len(numbers)} sampled documents is left ({drops}): raise --sample")
-    codec, _ = fit_codec(
-        (d.features for d in documents if d.features is not None),
-        config.features,
-        taps=len(work.target.taps),
-        rank=work.identity.sketch_rank,
-        fit_tokens=config.fit_tokens,
-    )
+    codec, _ = work.fit(documents)
     with tempfile.TemporaryDirectory(prefix="specauf-estimate-") as folder:
         begin(folder, work.identity)
         weights = work.target.embed_tokens, None if work.target.tied else work.target.lm_head

@@ -24,6 +24,7 @@ from cache_builder.writer import (
     write_target_files,
 )
 from specauf.cache import Cache, FeatureCodec, Identity, logprobs, open_cache
+from specauf.cache.features import decode_sketch
 from specauf.cache.location import Location
 from specauf.cache.objects import read_checked
 from specauf.cache.reader import TARGET
@@ -149,7 +150,7 @@ def _features(cache: Cache, stored: Arrays) -> Iterator[Tensor]:
         part = codes[start:stop]
         if cache.codec.kind == "sketch":
             assert scale is not None
-            yield torch.from_numpy(part * scale[start:stop, None].astype(np.float32))
+            yield torch.from_numpy(decode_sketch(part, scale[start:stop]))
         else:
             rows = None if scale is None else scale[start:stop]
             yield torch.from_numpy(cache.codec.decode(part, rows))
