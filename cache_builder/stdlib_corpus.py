@@ -33,14 +33,20 @@ def stdlib_prompts(root: Path | None = None) -> list[str]:
         UserError: there are no sources, as in a Python whose library is a zip file.
     """
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
-    files = sorted(p for p in root.rglob("*.py") if not SKIPPED_FOLDERS & set(p.relative_to(root).parts[:-1]))
-    prompts = {prompt for path in files for prompt in _prompts_of(path)}
+    prompts = {prompt for prompt, _, _ in documented_functions(root)}
     if not prompts:
         raise UserError(f"corpus {NAME}: no Python sources under {root}: use a Python that has its .py files")
     return sorted(prompts, key=lambda p: hashlib.blake2b(p.encode(), digest_size=16).digest())
 
 
-def _prompts_of(path: Path) -> Iterator[str]:
+def documented_functions(root: Path) -> Iterator[tuple[str, ast.AST, Path]]:
+    """Prompt, syntax tree and file of every documented function below a directory, file by file."""
+    for path in sorted(p for p in root.rglob("*.py") if not SKIPPED_FOLDERS & set(p.relative_to(root).parts[:-1])):
+        for prompt, node in _functions_of(path):
+            yield prompt, node, path
+
+
+def _functions_of(path: Path) -> Iterator[tuple[str, ast.AST]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -51,7 +57,7 @@ def _prompts_of(path: Path) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             doc = shorten(ast.get_docstring(node, clean=True) or "")
             if MIN_CHARACTERS <= len(doc) <= MAX_CHARACTERS and '"""' not in doc:
-                yield prompt_for(node, doc)
+                yield prompt_for(node, doc), node
 
 
 def shorten(doc: str) -> str:

@@ -14,32 +14,22 @@ import json
 import sys
 import sysconfig
 import textwrap
+from importlib.util import decode_source
 from pathlib import Path
 
-from cache_builder.stdlib_corpus import SKIPPED_FOLDERS, prompt_for, shorten, stdlib_prompts
+from cache_builder.stdlib_corpus import documented_functions, stdlib_prompts
 from specauf.errors import UserError, run_command
 from specauf.evaluation.benchmarks import load_benchmark
 
 DOCUMENTS = 1280
 
 
-def author_answers() -> dict[str, str]:
+def author_answers(root: Path) -> dict[str, str]:
     """What stands in the library for each prompt of the corpus."""
-    root = Path(sysconfig.get_path("stdlib"))
     found = {}
-    for path in sorted(root.rglob("*.py")):
-        if SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1]):
-            continue
-        try:
-            source = path.read_text()
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError):
-            continue  # templates, and files that are broken on purpose
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
-                code = ast.get_source_segment(source, node, padded=True) or ""
-                prompt = prompt_for(node, shorten(ast.get_docstring(node) or ""))
-                found[prompt] = f"```python\n{textwrap.dedent(code)}\n```"
+    for prompt, node, path in documented_functions(root):
+        code = ast.get_source_segment(decode_source(path.read_bytes()), node, padded=True) or ""
+        found[prompt] = f"```python\n{textwrap.dedent(code)}\n```"
     return found
 
 
@@ -53,12 +43,12 @@ def main() -> int:
 
 
 def _write(args: argparse.Namespace) -> None:
-    prompts, answers = stdlib_prompts()[:DOCUMENTS], author_answers()
+    prompts, answers = stdlib_prompts()[:DOCUMENTS], author_answers(Path(sysconfig.get_path("stdlib")))
     questions = [p.text for p in load_benchmark(args.questions)][args.skip :]
     if not questions:
         raise UserError(f"--skip is {args.skip}: {args.questions} holds no more questions than that")
     args.out.mkdir(parents=True, exist_ok=True)
-    _lines(args.out / "raw.jsonl", [{"prompt": p, "response": answers[p]} for p in prompts if p in answers])
+    _lines(args.out / "raw.jsonl", [{"prompt": p, "response": answers[p]} for p in prompts])
     _lines(args.out / "mixed.jsonl", [{"prompt": p} for p in [*prompts, *questions]])
 
 
