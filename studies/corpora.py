@@ -14,6 +14,7 @@ import json
 import sys
 import sysconfig
 import textwrap
+from collections.abc import Collection
 from importlib.util import decode_source
 from pathlib import Path
 
@@ -24,12 +25,14 @@ from specauf.evaluation.benchmarks import load_benchmark
 DOCUMENTS = 1280
 
 
-def author_answers(root: Path) -> dict[str, str]:
-    """What stands in the library for each prompt of the corpus."""
+def author_answers(root: Path, prompts: Collection[str]) -> dict[str, str]:
+    """What stands in the library for each of some prompts."""
+    wanted = set(prompts)
     found = {}
     for prompt, node, path in documented_functions(root):
-        code = ast.get_source_segment(decode_source(path.read_bytes()), node, padded=True) or ""
-        found[prompt] = f"```python\n{textwrap.dedent(code)}\n```"
+        if prompt in wanted:
+            code = ast.get_source_segment(decode_source(path.read_bytes()), node, padded=True) or ""
+            found[prompt] = f"```python\n{textwrap.dedent(code)}\n```"
     return found
 
 
@@ -43,7 +46,8 @@ def main() -> int:
 
 
 def _write(args: argparse.Namespace) -> None:
-    prompts, answers = stdlib_prompts()[:DOCUMENTS], author_answers(Path(sysconfig.get_path("stdlib")))
+    prompts = stdlib_prompts()[:DOCUMENTS]
+    answers = author_answers(Path(sysconfig.get_path("stdlib")), prompts)
     questions = [p.text for p in load_benchmark(args.questions)][args.skip :]
     if not questions:
         raise UserError(f"--skip is {args.skip}: {args.questions} holds no more questions than that")

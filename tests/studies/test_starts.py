@@ -19,8 +19,9 @@ class A:
 
 def test_every_prompt_has_its_author_s_answer(tmp_path: Path) -> None:
     (tmp_path / "geometry.py").write_text(SOURCE)
-    answers = author_answers(tmp_path)
+    answers = author_answers(tmp_path, stdlib_prompts(tmp_path))
     assert list(answers) == stdlib_prompts(tmp_path)
+    assert author_answers(tmp_path, []) == {}
     (answer,) = answers.values()
     assert answer.startswith("```python\ndef area(self, r):\n")
     assert answer.endswith("    return 3 * r * r\n```")
