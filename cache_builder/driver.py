@@ -46,8 +46,6 @@ def build(config: BuildConfig) -> Manifest | None:
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     world = config.devices * config.num_nodes
     place = Location(config.out)
-    if place.is_file():
-        raise UserError(f"{config.out} is a file, expected a directory for the cache: give another --out")
     if world > 1 and config.accelerator != "gpu":
         # Ranks that share cores and each start a thread per core spend their time waiting for each other.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.devices))

@@ -61,6 +61,8 @@ class BuildLock:
         self._thread = threading.Thread(target=self._keep_alive, name="cache-lock", daemon=True)
 
     def __enter__(self) -> "BuildLock":
+        if self.place.is_file():
+            raise UserError(f"{self.place.url} is a file, expected a directory for the cache: give another --out")
         found = self._read()
         if found is not None and found.alive:
             raise self._taken(found)

@@ -68,9 +68,10 @@ def shrink(
     cache = open_cache(source)
     identity = smaller_identity(cache, k, features, sketch_rank)
     place = Location(out)
-    if place.is_file():
-        raise UserError(f"{out} is a file, expected a directory for the cache: give another --out")
-    with BuildLock(place), progress("shrink", float(cache.num_shards), unit="shards", initial=0.0) as advance:
+    with (
+        BuildLock(place) as lock,
+        progress("shrink", float(cache.num_shards), unit="shards", initial=0.0) as advance,
+    ):
         begin(out, identity)
         if f"{TARGET}.json" not in place.files():
             record = cache.target_record
@@ -79,6 +80,7 @@ def shrink(
         spec = StorageSpec(identity, load_codec(out, identity), compress_features)
         done = committed_shards(out, identity)
         for number in range(cache.num_shards):
+            lock.check()
             if number not in done:
                 record = cache.record(cache.manifest.shards[number])
                 arrays = smaller_arrays(cache, number, spec)

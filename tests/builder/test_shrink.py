@@ -135,5 +135,7 @@ def test_the_command(built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "40 documents" in capsys.readouterr().out
     identity = open_cache(out).manifest.identity
     assert (identity.k, identity.features, identity.sketch_rank) == (1, "sketch", 5)
+    assert main(["shrink", large.url, "--out", str(tmp_path / "corpus.jsonl")]) == 2
+    assert "is a file" in capsys.readouterr().err
     assert main(["shrink", large.url]) == 2
     assert "give --out" in capsys.readouterr().err
