@@ -4,8 +4,8 @@ python -m studies.corpora DIR --questions FILE [--skip N]
 
 - raw.jsonl: the first functions of the standard library with the answers that their authors gave, which the target did
   not write;
-- mixed.jsonl: the first prompts of the standard library, and the questions of a JSONL file with a `turns` list a row,
-  such as GSM8K's, less the first ones, which a benchmark decodes.
+- mixed.jsonl: as many prompts, half of them the standard library's, half the questions of a JSONL file with a `turns`
+  list a row, such as GSM8K's, without the first ones, which a benchmark decodes.
 """
 
 import argparse
@@ -48,12 +48,15 @@ def main() -> int:
 def _write(args: argparse.Namespace) -> None:
     prompts = stdlib_prompts()[:DOCUMENTS]
     answers = author_answers(Path(sysconfig.get_path("stdlib")), prompts)
-    questions = [p.text for p in load_benchmark(args.questions)][args.skip :]
-    if not questions:
-        raise UserError(f"--skip is {args.skip}: {args.questions} holds no more questions than that")
+    half = DOCUMENTS // 2
+    questions = [p.text for p in load_benchmark(args.questions)][args.skip :][:half]
+    if len(questions) < half:
+        raise UserError(
+            f"{args.questions} has {len(questions)} questions after the first {args.skip}, {half} are needed"
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     _lines(args.out / "raw.jsonl", [{"prompt": p, "response": answers[p]} for p in prompts])
-    _lines(args.out / "mixed.jsonl", [{"prompt": p} for p in [*prompts, *questions]])
+    _lines(args.out / "mixed.jsonl", [{"prompt": p} for p in [*prompts[:half], *questions]])
 
 
 def _lines(file: Path, rows: list[dict[str, str]]) -> None:
