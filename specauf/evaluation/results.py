@@ -171,7 +171,7 @@ def _fitting(slots: Mapping[str, int], rows: Sequence[Row]) -> dict[str, int]:
 def environment() -> dict[str, Any]:
     """Where and when figures were measured."""
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "cores": os.cpu_count(),
         "machine": platform.machine(),

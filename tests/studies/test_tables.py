@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from specauf.errors import UserError
 from studies.plan import FOLDER, Group, read_study
-from studies.tables import gain, table, tau
+from studies.tables import gain, gain_over_seeds, table, tau
 
 
 def record(loss: str, seed: int, accepted: list[int], cycles: list[int]) -> dict[str, Any]:
@@ -94,3 +95,17 @@ def test_repeats_of_a_seed_are_paired_with_their_own() -> None:
     assert both == gain([first[0], again[0]], [first[1], again[1]], "b")
     assert both is not None
     assert both[0] == pytest.approx((22 / 16 + 1) / (16 / 16 + 1))
+
+
+def test_the_interval_over_seeds_is_student_s_and_pools_repeats() -> None:
+    base = [record("decay", s, [10], [10]) for s in (0, 1, 2)]
+    better = [record("auf", s, [a], [10]) for s, a in ((0, 12), (1, 11), (2, 14), (3, 90))]
+    assert gain_over_seeds(better[:2], base, "b") is None  # two seeds say nothing of a third
+    found = gain_over_seeds(better, base, "b")
+    assert found is not None
+    logs = np.log([2.2 / 2, 2.1 / 2, 2.4 / 2])
+    half = 4.302653 * logs.std(ddof=1) / 3**0.5  # Student's t, 2 degrees of freedom
+    assert np.log(found) == pytest.approx([logs.mean(), logs.mean() - half, logs.mean() + half], rel=1e-6)
+    # A repeat that only repeats must not count as a seed of its own.
+    again = [r | {"repeat": 1} for r in (*base, *better)]
+    assert gain_over_seeds([*better, *again[3:]], [*base, *again[:3]], "b") == pytest.approx(found)
