@@ -125,6 +125,7 @@ def read_study(name: str) -> Study:
     }
     common = raw.pop("common", [])
     groups = [_made(Group, value, f"{file} groups[{i}]") for i, value in enumerate(raw.pop("groups", []))]
+    groups = [replace(group, options=common + group.options) for group in groups]
     decoding = _made(Decoding, raw.pop("decoding", {}), f"{file} decoding")
     study = _made(Study, raw | {"name": file.stem, "caches": caches, "groups": groups, "decoding": decoding}, str(file))
     for name, cache in caches.items():
@@ -138,7 +139,6 @@ def read_study(name: str) -> Study:
             raise UserError(
                 f"{file}: group {group.name} names the cache {group.cache!r}, known are {', '.join(caches)}"
             )
-        group.options[:0] = common
     trained = {f"{group.name}/{loss}" for group in groups for loss in group.losses}
     for group in groups:
         if f"{group.name}/{group.base}" not in trained:

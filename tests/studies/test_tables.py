@@ -33,6 +33,8 @@ def test_every_study_reads_and_names_what_exists(file: Path) -> None:
             if option.startswith("--config="):
                 assert (root / option.removeprefix("--config=")).is_file()
     for group in study.groups:
+        assert group.options[0] == "--config=configs/demo.yaml"
+        assert group.options.count("--config=configs/demo.yaml") == 1  # groups of one YAML anchor share its list
         for loss in group.losses:
             assert (root / "configs" / "loss" / f"{loss}.yaml").is_file()
         assert (root / "configs" / "drafter" / f"{group.drafter}.yaml").is_file()
