@@ -10,6 +10,7 @@ import yaml
 from specauf.errors import UserError
 
 FOLDER = Path(__file__).parent
+AMOUNTS = {"steps": "training steps", "bytes": "cache, MB"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,33 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A picture of tau against what trainings had of something.
+
+    Attributes:
+        file: its name.
+        of: "group/loss", the trainings in it.
+        x: `steps` of training, or `bytes` of the cache.
+    """
+
+    file: str
+    of: list[str]
+    x: str
+
+    @property
+    def label(self) -> str:
+        """Under the axis."""
+        return AMOUNTS[self.x]
+
+    def amount(self, record: dict[str, Any]) -> float | None:
+        """How much a training had, if its record says so."""
+        if self.x == "steps":
+            return float(record["training"]["steps"])
+        size = record.get("cache", {}).get("bytes")
+        return None if size is None else size / 1e6
+
+
+@dataclass(frozen=True)
 class Decoding:
     """How every drafter is decoded, greedily, with the real target.
 
@@ -85,6 +113,7 @@ class Study:
         groups: in the order they run; one name may stand several times, with other losses or seeds.
         decoding: the same for all.
         comparisons: pairs of "group/loss", compared on the seeds both have.
+        curves: pictures of tau against steps or bytes.
     """
 
     name: str
@@ -93,6 +122,7 @@ class Study:
     groups: list[Group]
     decoding: Decoding
     comparisons: list[tuple[str, str]] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
 
     def merged(self) -> list[Group]:
         """One group a name, with the losses and seeds of all that share it."""
@@ -127,6 +157,7 @@ def read_study(name: str) -> Study:
     groups = [_made(Group, value, f"{file} groups[{i}]") for i, value in enumerate(raw.pop("groups", []))]
     groups = [replace(group, options=common + group.options) for group in groups]
     decoding = _made(Decoding, raw.pop("decoding", {}), f"{file} decoding")
+    raw["curves"] = [_made(Curve, value, f"{file} curves[{i}]") for i, value in enumerate(raw.get("curves", []))]
     study = _made(Study, raw | {"name": file.stem, "caches": caches, "groups": groups, "decoding": decoding}, str(file))
     for name, cache in caches.items():
         earlier = list(caches)[: list(caches).index(name)]
@@ -143,9 +174,15 @@ def read_study(name: str) -> Study:
     for group in groups:
         if f"{group.name}/{group.base}" not in trained:
             raise UserError(f"{file}: group {group.name} compares with {group.base!r}, which it does not train")
-    for name in (name for pair in study.comparisons for name in pair):
+    for curve in study.curves:
+        if curve.x not in AMOUNTS:
+            raise UserError(f"{file}: curve {curve.file} has x {curve.x!r}: give one of {', '.join(AMOUNTS)}")
+    named = [*study.comparisons, *(curve.of for curve in study.curves)]
+    for name in (name for names in named for name in names):
         if name not in trained:
-            raise UserError(f"{file}: comparisons: {name!r} found, one of {', '.join(sorted(trained))} expected")
+            raise UserError(
+                f"{file}: comparisons and curves: {name!r} found, one of {', '.join(sorted(trained))} expected"
+            )
     return study
 
 

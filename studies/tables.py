@@ -1,23 +1,18 @@
-"""Tables and a plot of a study's results, from its JSON files alone."""
+"""Tables and plots of a study's results, from its JSON files alone."""
 
 import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from scipy import stats
 
 from specauf.errors import UserError
-from specauf.evaluation.summary import bootstrap_paired
 from studies.plan import Group, Study
-
-Record = dict[str, Any]
+from studies.plots import plot_curve, plot_gains
+from studies.records import Record, gain, gain_over_seeds, tau, training
 
 
 def write_tables(study: Study, results: Path) -> str:
-    """Write `table.md` and `gain.png` next to the results; returns the table.
+    """Write `table.md`, `gain.png` and the study's curves next to the results; returns the table.
 
     Raises:
         UserError: there is no result yet.
@@ -30,7 +25,9 @@ def write_tables(study: Study, results: Path) -> str:
     parts = [table(group, rows) for group, rows in found if len({r["loss"] for r in rows}) > 1]
     text = "\n\n".join(parts + ([compare(study.comparisons, records)] if study.comparisons else [])) + "\n"
     (results / "table.md").write_text(text)
-    plot([(group, rows) for group, rows in found if rows], results / "gain.png")
+    plot_gains([(group, rows) for group, rows in found if rows], results / "gain.png")
+    for curve in study.curves:
+        plot_curve(curve, records, results / curve.file)
     return text
 
 
@@ -93,61 +90,6 @@ def compare(pairs: Sequence[tuple[str, str]], records: Sequence[Record]) -> str:
     return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
 
 
-def tau(record: Record, benchmark: str) -> float:
-    """Pooled emitted length A + 1."""
-    part = record["benchmarks"][benchmark]
-    return 1 + sum(part["accepted"]) / sum(part["cycles"])
-
-
-def gain(records: Sequence[Record], base: Sequence[Record], benchmark: str) -> tuple[float, float, float] | None:
-    """Ratio of pooled tau to the base's over the seeds both have, with its 95 % interval: prompts drawn in pairs.
-
-    A prompt's cycles of all seeds are drawn together, so seeds do not pass for independent prompts.
-    """
-    both = {training(r) for r in records} & {training(r) for r in base}
-    if not both:
-        return None
-    sums = [_by_prompt([r for r in side if training(r) in both], benchmark) for side in (records, base)]
-    (a, c), (a0, c0) = sums
-    ratio = (a.sum() / c.sum() + 1) / (a0.sum() / c0.sum() + 1)
-    return (float(ratio), *bootstrap_paired(a, c, a0, c0))
-
-
-def gain_over_seeds(
-    records: Sequence[Record], base: Sequence[Record], benchmark: str
-) -> tuple[float, float, float] | None:
-    """Geometric mean of the seeds' ratios of tau to the base's, with the 95 % t interval over three seeds or more.
-
-    It covers what another seed would change: initial weights, order, anchors. Repeats of a seed are pooled.
-    """
-    both = {training(r) for r in records} & {training(r) for r in base}
-    seeds = sorted({seed for seed, _ in both})
-    if len(seeds) < 3:
-        return None
-    logs = []
-    for seed in seeds:
-        mine, theirs = ([r for r in side if training(r) in both and r["seed"] == seed] for side in (records, base))
-        logs.append(np.log(_pooled(mine, benchmark) / _pooled(theirs, benchmark)))
-    low, high = stats.ttest_1samp(logs, 0.0).confidence_interval(0.95)
-    return float(np.exp(np.mean(logs))), float(np.exp(low)), float(np.exp(high))
-
-
-def _pooled(records: Sequence[Record], benchmark: str) -> float:
-    accepted, cycles = _by_prompt(records, benchmark)
-    return float(accepted.sum() / cycles.sum() + 1)
-
-
-def training(record: Record) -> tuple[int, int]:
-    """What pairs trainings: the seed, and which repeat of it, as on a cache that was built anew."""
-    return record["seed"], record.get("repeat", 0)
-
-
-def _by_prompt(records: Sequence[Record], benchmark: str) -> tuple[np.ndarray, np.ndarray]:
-    parts = [r["benchmarks"][benchmark] for r in records]
-    accepted, cycles = (np.array([part[key] for part in parts], float).sum(0) for key in ("accepted", "cycles"))
-    return accepted, cycles
-
-
 def spread(values: Sequence[float | None]) -> str:
     """Mean of what was measured, and the range when there are several."""
     known = [value for value in values if value is not None]
@@ -160,35 +102,3 @@ def spread(values: Sequence[float | None]) -> str:
 def percent(ratio: float) -> str:
     """A ratio as a signed change."""
     return f"{100 * (ratio - 1):+.1f} %"
-
-
-def plot(groups: Sequence[tuple[Group, Sequence[Record]]], file: Path) -> None:
-    """Ratio to the base loss with its interval, one panel a group and benchmark."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = [(g, rows, name) for g, rows in groups for name in rows[0]["benchmarks"] if len(g.losses) > 1]
-    if not panels:
-        return
-    height = max(len(g.losses) for g, _, _ in panels)
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 1.2 + 0.32 * height), squeeze=False, layout="constrained"
-    )
-    for axis, (group, rows, name) in zip(axes[0], panels, strict=True):
-        base = [r for r in rows if r["loss"] == group.base]
-        points = [
-            (loss, found)
-            for loss in reversed(group.losses)
-            if loss != group.base and (found := gain([r for r in rows if r["loss"] == loss], base, name)) is not None
-        ]
-        middle = [100 * (p[1][0] - 1) for p in points]
-        low, high = ([abs(100 * (p[1][i] - p[1][0])) for p in points] for i in (1, 2))
-        axis.errorbar(middle, range(len(points)), xerr=[low, high], fmt="o", color="tab:blue", capsize=3)
-        axis.axvline(0, color="grey", linewidth=0.8)
-        axis.set_yticks(range(len(points)), [p[0] for p in points])
-        axis.set_xlabel(f"tau against {group.base}, %")
-        axis.set_title(f"{group.name}, {name}", fontsize=10)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)

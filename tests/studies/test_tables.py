@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from specauf.errors import UserError
-from studies.plan import FOLDER, Group, read_study
-from studies.tables import gain, gain_over_seeds, table, tau
+from studies.plan import FOLDER, Curve, Group, read_study
+from studies.plots import plot_curve
+from studies.records import gain, gain_over_seeds, tau
+from studies.tables import table
 
 
 def record(loss: str, seed: int, accepted: list[int], cycles: list[int]) -> dict[str, Any]:
@@ -48,6 +50,8 @@ def test_every_study_reads_and_names_what_exists(file: Path) -> None:
         ({"groups": [{"name": "g", "cache": "demo", "loses": ["auf"], "seeds": [0]}]}, "loses found"),
         ({"caches": {"demo": {"out": "x", "source": "large"}}}, "shrunk from 'large', known before it: "),
         ({"surplus": 1}, "surplus found"),
+        ({"curves": [{"file": "a.png", "x": "hours", "of": []}]}, "'hours': give one of steps, bytes"),
+        ({"curves": [{"file": "a.png", "x": "steps", "of": ["b8/ce"]}]}, "'b8/ce' found, one of b8/auf"),
         ({"decoding": {}}, "decoding"),
     ],
 )
@@ -111,3 +115,13 @@ def test_the_interval_over_seeds_is_student_s_and_pools_repeats() -> None:
     # A repeat that only repeats must not count as a seed of its own.
     again = [r | {"repeat": 1} for r in (*base, *better)]
     assert gain_over_seeds([*better, *again[3:]], [*base, *again[:3]], "b") == pytest.approx(found)
+
+
+def test_a_curve_leaves_out_what_is_not_known(tmp_path: Path) -> None:
+    sized = [record("auf", s, [5, 5], [10, 10]) | {"cache": {"bytes": size}} for s, size in ((0, 10**6), (1, 10**8))]
+    rows = [*sized, record("auf", 2, [5, 5], [10, 10])]
+    assert [Curve("a.png", ["g/auf"], "bytes").amount(r) for r in rows] == [1.0, 100.0, None]
+    plot_curve(Curve("a.png", ["g/auf"], "bytes"), rows, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    plot_curve(Curve("b.png", ["g/auf"], "bytes"), rows[2:], tmp_path / "b.png")
+    assert not (tmp_path / "b.png").exists()
