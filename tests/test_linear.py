@@ -37,13 +37,13 @@ def test_strided_rows_and_gradients_of_one_number() -> None:
     torch.testing.assert_close(leaf.grad, weight.sum(0).expand(6, 24), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(platform.machine().lower() not in {"x86_64", "amd64"}, reason="a path of x86 processors")
-def test_it_is_used_in_fp32_only() -> None:
+def test_it_is_used_on_x86_in_fp32_only() -> None:
     def name(x: torch.Tensor) -> str:
         return type(linear(x, torch.randn(3, 4, dtype=x.dtype, requires_grad=True)).grad_fn).__name__
 
-    assert AVAILABLE, "torch no longer has the operator: specauf/linear.py would fall back to slower products unseen"
-    assert name(torch.randn(2, 4)) == "_OneDnnBackward"
+    x86 = platform.machine().lower() in {"x86_64", "amd64"}
+    assert x86 == AVAILABLE, "where torch no longer has the operator, products would become slower unseen"
+    assert (name(torch.randn(2, 4)) == "_OneDnnBackward") == x86
     assert name(torch.randn(2, 4, dtype=torch.float64)) != "_OneDnnBackward"
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(torch.randn(2, 4), torch.randn(3, 4)).dtype == torch.bfloat16

@@ -9,9 +9,6 @@ from torch import nn
 from specauf.errors import UserError
 from specauf.optimizers import MuonAdamW
 
-TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
-pytestmark = pytest.mark.skipif(TORCH < (2, 9), reason="torch before 2.9 has no Muon")
-
 
 def model() -> nn.Module:
     torch.manual_seed(0)
