@@ -18,15 +18,19 @@ from typing import Any
 PACKAGES = ("torch", "lightning", "transformers", "zarr")
 
 
-def peak_bytes() -> int:
-    """Largest resident size of this process so far.
+def peak_bytes(device: str = "cpu") -> int:
+    """The most memory that was held at once so far: of this process, or of CUDA's allocator.
 
-    Where there is /proc, from there: elsewhere a child's figure begins at its parent's peak.
+    Where Linux says it, from there: elsewhere a child's figure begins at its parent's peak.
     """
+    if device == "cuda":
+        import torch  # not for those that only start processes
+
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+    for line in status.read_text().splitlines() if status.exists() else []:
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -35,11 +35,6 @@ from specauf.objectives.support import branch_losses
 LOSSES = {"auf": AcceptUntilFail, "decay": ExponentialDecay}
 
 
-def peak(device: str) -> int:
-    """The most memory that was held at once so far."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
-
-
 def drafter_of(args: argparse.Namespace) -> Drafter:
     """A random drafter with the target's sizes."""
     target = {
@@ -86,7 +81,7 @@ def measure(args: argparse.Namespace, anchors: int, length: int) -> dict[str, fl
     objective = Objective(LOSSES[args.loss](), CrossEntropy())
     for parameter in drafter.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    before, seconds = peak(args.device), []
+    before, seconds = peak_bytes(args.device), []
     for _ in range(args.repeat + 1):
         started = time.perf_counter()
         total = torch.zeros((), device=args.device)
@@ -101,7 +96,7 @@ def measure(args: argparse.Namespace, anchors: int, length: int) -> dict[str, fl
     return {
         "anchors": anchors,
         "packed": length,
-        "mib": (peak(args.device) - before) / 2**20,
+        "mib": (peak_bytes(args.device) - before) / 2**20,
         "seconds": statistics.median(seconds),
         "fastest": min(seconds),
         "slowest": max(seconds),

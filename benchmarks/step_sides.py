@@ -187,8 +187,7 @@ def run(form: str, args: argparse.Namespace) -> dict[str, Any]:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     forget_peak()
-    peak = torch.cuda.max_memory_allocated if cuda else peak_bytes
-    before, seconds, used = peak(), [], []
+    before, seconds, used = peak_bytes(args.device), [], []
 
     def step() -> Tensor:
         optimizer.zero_grad()
@@ -208,8 +207,8 @@ def run(form: str, args: argparse.Namespace) -> dict[str, Any]:
     found = {
         "seconds": statistics.median(seconds[args.warm_up :]),
         "processor_seconds": statistics.median(used[args.warm_up :]),
-        "peak_mib": (peak() - before) / 2**20,
-        "process_mib": (peak() if cuda else peak_bytes()) / 2**20,
+        "peak_mib": (peak_bytes(args.device) - before) / 2**20,
+        "process_mib": peak_bytes(args.device) / 2**20,
         "loss": value.item(),
         "gradient_norm": gradient.item(),
     }
