@@ -1,6 +1,6 @@
 """What a study runs: a YAML file of caches, groups of trainings, and how their drafters are decoded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,19 @@ class Curve:
         """Under the axis."""
         return AMOUNTS[self.x]
 
-    def amount(self, record: dict[str, Any]) -> float | None:
-        """How much a training had, if its record says so."""
-        if self.x == "steps":
-            return float(record["training"]["steps"])
-        size = record.get("cache", {}).get("bytes")
-        return None if size is None else size / 1e6
+    def points(self, records: Sequence[dict[str, Any]]) -> list[tuple[str, float, list[dict[str, Any]]]]:
+        """Each "group/loss" that was trained, how much it had, and its records; in the order of the amount.
+
+        Trainings of a group have the same; records from before the size was written down take it from the others.
+        """
+        found = []
+        for name in self.of:
+            mine = [r for r in records if f"{r['group']}/{r['loss']}" == name]
+            sizes = [r["cache"]["bytes"] / 1e6 for r in mine if "cache" in r]
+            amounts = [float(r["training"]["steps"]) for r in mine] if self.x == "steps" else sizes
+            if amounts:
+                found.append((name, amounts[0], mine))
+        return sorted(found, key=lambda point: point[1])
 
 
 @dataclass(frozen=True)

@@ -45,29 +45,26 @@ def plot_gains(groups: Sequence[tuple[Group, Sequence[Record]]], file: Path) -> 
 
 
 def plot_curve(curve: Curve, records: Sequence[Record], file: Path) -> None:
-    """Tau against what a training had of something: a dot a training, a line through the means, one panel a benchmark.
-
-    Trainings whose record does not say how much they had are left out; without any there is no picture.
-    """
-    points = [(r, x) for r in records if f"{r['group']}/{r['loss']}" in curve.of and (x := curve.amount(r)) is not None]
+    """Tau against what trainings had of something: a dot a training, a line a loss through the means."""
+    points = curve.points(records)
     if not points:
         return
     plt = _pyplot()
-    panels = [*points[0][0]["benchmarks"], REPLAY]
+    panels = [*records[0]["benchmarks"], REPLAY]
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False, layout="constrained")
-    for axis, name in zip(axes[0], panels, strict=True):
-        for loss in dict.fromkeys(r["loss"] for r, _ in points):
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for loss in dict.fromkeys(name.split("/")[1] for name, _, _ in points):
             mine = [
-                (x, r["training"]["tau"] if name == REPLAY else tau(r, name)) for r, x in points if r["loss"] == loss
+                (x, [r["training"]["tau"] if panel == REPLAY else tau(r, panel) for r in rows])
+                for name, x, rows in points
+                if name.split("/")[1] == loss
             ]
-            places = sorted({x for x, _ in mine})
-            means = [statistics.fmean(y for x, y in mine if x == place) for place in places]
-            (line,) = axis.plot(places, means, label=loss)
-            axis.plot(*zip(*mine, strict=True), ".", color=line.get_color())
+            (line,) = axis.plot([x for x, _ in mine], [statistics.fmean(ys) for _, ys in mine], label=loss)
+            axis.plot([x for x, ys in mine for _ in ys], [y for _, ys in mine for y in ys], ".", color=line.get_color())
         axis.set_xscale("log")
         axis.set_xlabel(curve.label)
         axis.set_ylabel("emitted length")
-        axis.set_title(name, fontsize=10)
+        axis.set_title(panel, fontsize=10)
     axes[0][0].legend()
     figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -13,22 +13,26 @@ Record = dict[str, Any]
 
 def tau(record: Record, benchmark: str) -> float:
     """Pooled emitted length A + 1."""
-    part = record["benchmarks"][benchmark]
-    return 1 + sum(part["accepted"]) / sum(part["cycles"])
+    return _pooled([record], benchmark)
+
+
+def paired(records: Sequence[Record], base: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Those of each side that have a partner: the same seed, and the same repeat of it, as on a cache built anew."""
+    names = [{_training(r) for r in side} for side in (records, base)]
+    mine, theirs = ([r for r in side if _training(r) in names[0] & names[1]] for side in (records, base))
+    return mine, theirs
 
 
 def gain(records: Sequence[Record], base: Sequence[Record], benchmark: str) -> tuple[float, float, float] | None:
-    """Ratio of pooled tau to the base's over the seeds both have, with its 95 % interval: prompts drawn in pairs.
+    """Ratio of pooled tau to the base's over paired trainings, with its 95 % interval: prompts drawn in pairs.
 
     A prompt's cycles of all seeds are drawn together, so seeds do not pass for independent prompts.
     """
-    both = {training(r) for r in records} & {training(r) for r in base}
-    if not both:
+    mine, theirs = paired(records, base)
+    if not mine:
         return None
-    sums = [_by_prompt([r for r in side if training(r) in both], benchmark) for side in (records, base)]
-    (a, c), (a0, c0) = sums
-    ratio = (a.sum() / c.sum() + 1) / (a0.sum() / c0.sum() + 1)
-    return (float(ratio), *bootstrap_paired(a, c, a0, c0))
+    ratio = _pooled(mine, benchmark) / _pooled(theirs, benchmark)
+    return (ratio, *bootstrap_paired(*_by_prompt(mine, benchmark), *_by_prompt(theirs, benchmark)))
 
 
 def gain_over_seeds(
@@ -38,20 +42,17 @@ def gain_over_seeds(
 
     It covers what another seed would change: initial weights, order, anchors. Repeats of a seed are pooled.
     """
-    both = {training(r) for r in records} & {training(r) for r in base}
-    seeds = sorted({seed for seed, _ in both})
+    sides = paired(records, base)
+    seeds = {r["seed"] for r in sides[0]}
     if len(seeds) < 3:
         return None
-    logs = []
-    for seed in seeds:
-        mine, theirs = ([r for r in side if training(r) in both and r["seed"] == seed] for side in (records, base))
-        logs.append(np.log(_pooled(mine, benchmark) / _pooled(theirs, benchmark)))
+    taus = np.array([[_pooled([r for r in side if r["seed"] == s], benchmark) for s in seeds] for side in sides])
+    logs = np.log(taus[0] / taus[1])
     low, high = stats.ttest_1samp(logs, 0.0).confidence_interval(0.95)
-    return float(np.exp(np.mean(logs))), float(np.exp(low)), float(np.exp(high))
+    return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))
 
 
-def training(record: Record) -> tuple[int, int]:
-    """What pairs trainings: the seed, and which repeat of it, as on a cache that was built anew."""
+def _training(record: Record) -> tuple[int, int]:
     return record["seed"], record.get("repeat", 0)
 
 

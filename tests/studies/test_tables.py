@@ -11,7 +11,7 @@ from specauf.errors import UserError
 from studies.plan import FOLDER, Curve, Group, read_study
 from studies.plots import plot_curve
 from studies.records import gain, gain_over_seeds, tau
-from studies.tables import table
+from studies.tables import curve_table, table
 
 
 def record(loss: str, seed: int, accepted: list[int], cycles: list[int]) -> dict[str, Any]:
@@ -117,11 +117,16 @@ def test_the_interval_over_seeds_is_student_s_and_pools_repeats() -> None:
     assert gain_over_seeds([*better, *again[3:]], [*base, *again[:3]], "b") == pytest.approx(found)
 
 
-def test_a_curve_leaves_out_what_is_not_known(tmp_path: Path) -> None:
-    sized = [record("auf", s, [5, 5], [10, 10]) | {"cache": {"bytes": size}} for s, size in ((0, 10**6), (1, 10**8))]
-    rows = [*sized, record("auf", 2, [5, 5], [10, 10])]
-    assert [Curve("a.png", ["g/auf"], "bytes").amount(r) for r in rows] == [1.0, 100.0, None]
-    plot_curve(Curve("a.png", ["g/auf"], "bytes"), rows, tmp_path / "a.png")
+def test_a_curve_has_every_training_of_a_kind_in_the_order_of_its_amount(tmp_path: Path) -> None:
+    curve = Curve("a.png", ["g/auf", "g/decay", "g/ce"], "bytes")
+    large = [record("auf", s, [5, 5], [10, 10]) | {"cache": {"bytes": 10**8}} for s in (0, 1)]
+    small = record("decay", 0, [3, 3], [10, 10]) | {"cache": {"bytes": 10**6}}
+    rows = [*large, record("auf", 2, [5, 5], [10, 10]), small, record("ce", 0, [1, 1], [10, 10])]
+    # The third has no size of its own, and nothing tells that of the last.
+    assert [(n, x, len(rs)) for n, x, rs in curve.points(rows)] == [("g/decay", 1.0, 1), ("g/auf", 100.0, 3)]
+    assert curve_table(curve, rows).splitlines()[4:] == [
+        "| g/decay | 1 | 1 | 1.300 | 1.500 |",
+        "| g/auf | 100 | 3 | 1.500 [1.500, 1.500] | 1.500 [1.500, 1.500] |",
+    ]
+    plot_curve(curve, rows, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    plot_curve(Curve("b.png", ["g/auf"], "bytes"), rows[2:], tmp_path / "b.png")
-    assert not (tmp_path / "b.png").exists()
