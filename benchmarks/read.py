@@ -186,18 +186,22 @@ def main() -> None:
         assert len(same) == 1, f"the layouts do not give the same numbers: {sizes}"
         stored = {n: sum(p.stat().st_size for p in (root / n).rglob("*")) for n in layouts if n != "cache"}
         stored["cache"] = bytes_ours
-    report(measured, stored, count, f"{codec.kind}, {'cold' if args.cold else 'warm'} page cache")
+    kind = f"{codec.kind}, {'cold' if args.cold else 'warm'} page cache"
+    report(measured, stored, count, ours.cache.manifest.counts.tokens, kind)
 
 
-def report(measured: dict[str, list[tuple[float, float]]], stored: dict[str, int], count: int, kind: str) -> None:
+def report(
+    measured: dict[str, list[tuple[float, float]]], stored: dict[str, int], count: int, tokens: int, kind: str
+) -> None:
     """Print a table, then one JSON line; ratios are medians over rounds of neighbours in time."""
-    print(f"{count} documents, features {kind}, {len(measured['cache'])} rounds; median (least to most)")
+    print(f"{count} documents, {tokens} tokens, features {kind}, {len(measured['cache'])} rounds; median (least to most)")
     speed = {name: [count / seconds for seconds, _ in values] for name, values in measured.items()}
-    busy = {name: [1e6 * busy / count for _, busy in values] for name, values in measured.items()}
+    busy = {name: [1e6 * busy / tokens for _, busy in values] for name, values in measured.items()}
     for name, values in speed.items():
         print(
             f"  {name:<12} {statistics.median(values):>9,.0f} documents/s ({min(values):,.0f} to {max(values):,.0f}), "
-            f"{statistics.median(busy[name]):,.0f} processor-us each, {stored[name] / 1e6:,.1f} MB"
+            f"{statistics.median(busy[name]):.2f} processor seconds a million tokens, "
+            f"{stored[name] / tokens:,.0f} bytes a token"
         )
     ratios: dict[str, dict[str, list[float]]] = {}
     for name in (n for n in measured if n != "cache"):
@@ -209,9 +213,9 @@ def report(measured: dict[str, list[tuple[float, float]]], stored: dict[str, int
         wall, cpu = (f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in ratios[name].values())
         print(f"  cache / {name:<12} {wall}; for the same processor time {cpu}")
     figures = {
-        "benchmark": "read", "features": kind, "documents": count, "bytes": stored,
+        "benchmark": "read", "features": kind, "documents": count, "tokens": tokens, "bytes": stored,
         "documents_per_second": {n: statistics.median(v) for n, v in speed.items()},
-        "processor_us_per_document": {n: statistics.median(v) for n, v in busy.items()},
+        "processor_s_per_million_tokens": {n: statistics.median(v) for n, v in busy.items()},
         "ratio": {n: statistics.median(r["speed"]) for n, r in ratios.items()},
         "ratio_range": {n: [min(r["speed"]), max(r["speed"])] for n, r in ratios.items()},
         "processor_ratio": {n: statistics.median(r["processor"]) for n, r in ratios.items()},
