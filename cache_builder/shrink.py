@@ -27,7 +27,7 @@ from specauf.cache import Cache, FeatureCodec, Identity, logprobs, open_cache
 from specauf.cache.features import decode_sketch
 from specauf.cache.location import Location
 from specauf.cache.objects import read_checked
-from specauf.cache.reader import TARGET
+from specauf.cache.reader import TARGET, fields_to_read
 from specauf.cache.schema import FeatureKind, Manifest
 from specauf.errors import UserError
 from specauf.progress import progress
@@ -117,9 +117,9 @@ def smaller_identity(cache: Cache, k: int | None, features: FeatureKind | None, 
 
 def smaller_arrays(cache: Cache, number: int, spec: StorageSpec) -> Arrays:
     """One shard's arrays as the smaller cache stores them."""
-    stored = dict(cache.shard(number).arrays)
-    arrays = {name: array for name, array in stored.items() if name not in _FEATURES}
     old, new = cache.manifest.identity, spec.identity
+    stored = dict(cache.shard(number, fields_to_read(topk=True, features=new.features != "none")).arrays)
+    arrays = {name: array for name, array in stored.items() if name not in _FEATURES}
     if new.k < old.k:
         arrays |= _fewer(stored, new)
     if (new.features, new.sketch_rank) == (old.features, old.sketch_rank):
