@@ -23,11 +23,13 @@ def write_tables(study: Study, results: Path) -> str:
     found = [(group, [r for r in records if r["group"] == group.name]) for group in study.merged()]
     # A loss alone is compared with other groups, if with anything.
     parts = [table(group, rows) for group, rows in found if len({r["loss"] for r in rows}) > 1]
+    trained = [(group, rows) for group, rows in found if rows]
+    parts += [gains(trained)] if len(trained) > 1 else []
     parts += [compare(study.comparisons, records)] if study.comparisons else []
     parts += [curve_table(curve, records) for curve in study.curves]
     text = "\n\n".join(parts) + "\n"
     (results / "table.md").write_text(text)
-    plot_gains([(group, rows) for group, rows in found if rows], results / "gain.png")
+    plot_gains(trained, results / "gain.png")
     for curve in study.curves:
         plot_curve(curve, records, results / curve.file)
     return text
@@ -46,13 +48,10 @@ def table(group: Group, records: Sequence[Record]) -> str:
         base = [r for r in records if r["loss"] == group.base]
         for name in names:
             cells.append(spread([tau(r, name) for r in mine]))
-            found = gain(mine, base, name)
-            cells.append("-" if loss == group.base or found is None else "{} ({} to {})".format(*map(percent, found)))
-            over = gain_over_seeds(mine, base, name)
-            cells.append("-" if loss == group.base or over is None else "{} ({} to {})".format(*map(percent, over)))
+            found = [None, None] if loss == group.base else [f(mine, base, name) for f in (gain, gain_over_seeds)]
+            cells += map(interval, found)
         cells.append(spread([r["training"]["tau"] for r in mine]))
-        one, other = ([r["training"]["tau"] for r in side] for side in paired(mine, base))
-        cells.append("-" if loss == group.base or not one else percent(sum(one) / sum(other)))
+        cells.append("-" if loss == group.base else replay_gain(mine, base))
         cells.append(spread([r["training"]["token_accuracy"] for r in mine]))
         cells.append(f"{statistics.fmean(r['training']['seconds'] for r in mine):.0f}")
         same = sum(b["identical"] for r in mine for b in r["benchmarks"].values())
@@ -63,31 +62,49 @@ def table(group: Group, records: Sequence[Record]) -> str:
     return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
 
 
+def gains(groups: Sequence[tuple[Group, Sequence[Record]]]) -> str:
+    """One row a group and loss, by the emitted length that the base loss has already."""
+    names = list(groups[0][1][0]["benchmarks"])
+    head = ["group: loss / base", "steps", "runs", f"base's {names[0]} tau", *names, "replay"]
+    rows = []
+    for group, records in groups:
+        for loss in (loss for loss in group.losses if loss != group.base):
+            mine, base = paired(*([r for r in records if r["loss"] == wanted] for wanted in (loss, group.base)))
+            if mine:
+                level, steps = statistics.fmean(tau(r, names[0]) for r in base), base[0]["training"]["steps"]
+                cells = [f"{group.name}: {loss} / {group.base}", f"{steps:,}", str(len(mine)), f"{level:.3f}"]
+                cells += [interval(gain(mine, base, name)) for name in names] + [replay_gain(mine, base)]
+                rows.append((level, cells))
+    lines = [
+        "### Gains by prompts (95 %), the worst base first",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+    ]
+    return "\n".join(lines + ["| " + " | ".join(cells) + " |" for _, cells in sorted(rows)])
+
+
 def compare(pairs: Sequence[tuple[str, str]], records: Sequence[Record]) -> str:
     """Losses of different groups against each other, on the seeds both have."""
     names = list(records[0]["benchmarks"])
-    head = [
-        "group/loss",
-        "against",
-        "runs",
-        *(f"{n} tau" for n in names),
-        *(f"{n} (95 %)" for n in names),
-        "train s",
-        "cache MB",
-    ]
+    head = ["group/loss", "against", "runs"]
+    head += [c for n in names for c in (f"{n} tau", "by prompts (95 %)", "by seeds (95 %)")]
+    head += ["replay tau", "gain", "train s", "cache MB"]
     rows = []
     for one, other in pairs:
         mine, base = ([r for r in records if f"{r['group']}/{r['loss']}" == name] for name in (one, other))
         mine, base = paired(mine, base)
         if mine:
-            means = [[statistics.fmean(tau(r, n) for r in side) for side in (mine, base)] for n in names]
-            gains = [gain(mine, base, n) or (1.0, 1.0, 1.0) for n in names]
-            seconds = [f"{statistics.fmean(r['training']['seconds'] for r in side):.0f}" for side in (mine, base)]
-            cells = [one, other, str(len(mine)), *("{:.3f}, {:.3f}".format(*m) for m in means)]
-            cells += ["{} ({} to {})".format(*map(percent, g)) for g in gains] + [", ".join(seconds)]
+            cells = [one, other, str(len(mine))]
+            for name in names:
+                cells.append(both([[tau(r, name) for r in side] for side in (mine, base)]))
+                cells += [interval(f(mine, base, name)) for f in (gain, gain_over_seeds)]
+            cells.append(both([[r["training"]["tau"] for r in side] for side in (mine, base)]))
+            cells.append(replay_gain(mine, base))
+            cells.append(both([[r["training"]["seconds"] for r in side] for side in (mine, base)], digits=0))
             # Results from before the size was written down have none.
-            sizes = [side[0].get("cache", {}).get("bytes") for side in (mine, base)]
-            cells.append(", ".join("-" if size is None else f"{size / 1e6:.0f}" for size in sizes))
+            sizes = [[r["cache"]["bytes"] / 1e6 for r in side if "cache" in r] for side in (mine, base)]
+            cells.append(both(sizes, digits=0))
             rows.append(cells)
     lines = ["### Across groups", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
@@ -116,3 +133,19 @@ def spread(values: Sequence[float | None]) -> str:
 def percent(ratio: float) -> str:
     """A ratio as a signed change."""
     return f"{100 * (ratio - 1):+.1f} %"
+
+
+def interval(found: tuple[float, float, float] | None) -> str:
+    """A ratio and its interval as signed changes."""
+    return "-" if found is None else "{} ({} to {})".format(*map(percent, found))
+
+
+def both(sides: Sequence[Sequence[float]], digits: int = 3) -> str:
+    """The means of two sides."""
+    return ", ".join(f"{statistics.fmean(side):.{digits}f}" if side else "-" for side in sides)
+
+
+def replay_gain(records: Sequence[Record], base: Sequence[Record]) -> str:
+    """Ratio of emitted length on held-out answers over paired trainings."""
+    one, other = ([r["training"]["tau"] for r in side] for side in paired(records, base))
+    return percent(sum(one) / sum(other)) if one else "-"

@@ -11,12 +11,12 @@ from specauf.errors import UserError
 from studies.plan import FOLDER, Curve, Group, read_study
 from studies.plots import plot_curve
 from studies.records import gain, gain_over_seeds, tau
-from studies.tables import curve_table, table
+from studies.tables import compare, curve_table, gains, table
 
 
 def record(loss: str, seed: int, accepted: list[int], cycles: list[int]) -> dict[str, Any]:
     part = {"task_id": [str(i) for i in range(len(cycles))], "accepted": accepted, "cycles": cycles}
-    training = {"tau": 1.5, "token_accuracy": 0.2, "seconds": 60.0}
+    training = {"tau": 1.5, "token_accuracy": 0.2, "seconds": 60.0, "steps": 1302}
     return {
         "group": "g",
         "loss": loss,
@@ -91,6 +91,35 @@ def test_the_table_has_a_row_a_loss_with_its_interval() -> None:
     assert "1.375 [1.350, 1.400]" in lines[5]
     assert "+17.4 % (" in lines[5]
     assert lines[5].endswith("4/4 |")
+
+
+def test_gains_stand_in_the_order_of_the_base_and_only_where_paired() -> None:
+    good, poor = Group("good", "demo", ["decay", "auf"], [0]), Group("poor", "demo", ["decay", "auf", "ce"], [0, 1])
+    alone = Group("alone", "demo", ["decay", "auf"], [0])
+    lines = gains(
+        [
+            (good, [record("decay", 0, [9], [10]), record("auf", 0, [10], [10])]),
+            (poor, [record("decay", 0, [1], [10]), record("auf", 0, [2], [10]), record("ce", 1, [3], [10])]),
+            (alone, [record("auf", 0, [9], [10])]),
+        ]
+    ).splitlines()
+    assert lines[4:] == [
+        "| poor: auf / decay | 1,302 | 1 | 1.100 | +9.1 % (+9.1 % to +9.1 %) | +0.0 % |",
+        "| good: auf / decay | 1,302 | 1 | 1.900 | +5.3 % (+5.3 % to +5.3 %) | +0.0 % |",
+    ]
+
+
+def test_groups_are_compared_by_prompts_and_by_three_seeds() -> None:
+    small = [record("auf", s, [12], [10]) | {"group": "small", "cache": {"bytes": 10**6}} for s in (0, 1)]
+    large = [record("auf", s, [10], [10]) for s in (0, 1, 2)]
+    row = ["small/auf", "g/auf", "2", "2.200, 2.000", "+10.0 % (+10.0 % to +10.0 %)", "-", "1.500, 1.500", "+0.0 %"]
+    lines = compare([("small/auf", "g/auf"), ("g/auf", "none/ce")], small + large).splitlines()
+    assert lines[4:] == [f"| {' | '.join([*row, '60, 60', '1, -'])} |"]
+    small.append(record("auf", 2, [15], [10]) | {"group": "small"})
+    (line,) = compare([("small/auf", "g/auf")], small + large).splitlines()[4:]
+    low, high = gain_over_seeds(small, large, "b")[1:]  # type: ignore[index]
+    assert f"| 3 | 2.300, 2.000 | +15.0 % (+15.0 % to +15.0 %) | +14.8 % ({100 * (low - 1):+.1f} % to " in line
+    assert low < 1 < high
 
 
 def test_repeats_of_a_seed_are_paired_with_their_own() -> None:
