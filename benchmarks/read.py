@@ -194,7 +194,8 @@ def report(
     measured: dict[str, list[tuple[float, float]]], stored: dict[str, int], count: int, tokens: int, kind: str
 ) -> None:
     """Print a table, then one JSON line; ratios are medians over rounds of neighbours in time."""
-    print(f"{count} documents, {tokens} tokens, features {kind}, {len(measured['cache'])} rounds; median (least to most)")
+    what = f"{count} documents, {tokens} tokens, features {kind}"
+    print(f"{what}, {len(measured['cache'])} rounds; median (least to most)")
     speed = {name: [count / seconds for seconds, _ in values] for name, values in measured.items()}
     busy = {name: [1e6 * busy / tokens for _, busy in values] for name, values in measured.items()}
     for name, values in speed.items():

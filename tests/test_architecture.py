@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ANYONE = {"errors", "progress", "configs", "command", "linear", "threads"}  # leaves: they import nothing above themselves
+ANYONE = {"errors", "progress", "configs", "command", "linear", "threads"}  # leaves: they import nothing above them
 # Each part of specauf, and the other parts it may import.
 ARROWS = {
     "errors": set(),
