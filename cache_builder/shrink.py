@@ -29,11 +29,11 @@ from specauf.cache.location import Location
 from specauf.cache.objects import read_checked
 from specauf.cache.reader import TARGET, fields_to_read
 from specauf.cache.schema import FeatureKind, Manifest
+from specauf.cache.shard import FEATURE_FIELDS
 from specauf.errors import UserError
 from specauf.progress import progress
 
 Arrays = dict[str, np.ndarray]
-_FEATURES = ("features", "sketch", "feature_scale")
 # What each kind of features can become.
 _BECOMES: dict[FeatureKind, tuple[FeatureKind, ...]] = {
     "bf16": ("bf16", "int8", "sketch", "none"),
@@ -119,11 +119,11 @@ def smaller_arrays(cache: Cache, number: int, spec: StorageSpec) -> Arrays:
     """One shard's arrays as the smaller cache stores them."""
     old, new = cache.manifest.identity, spec.identity
     stored = dict(cache.shard(number, fields_to_read(topk=True, features=new.features != "none")).arrays)
-    arrays = {name: array for name, array in stored.items() if name not in _FEATURES}
+    arrays = {name: array for name, array in stored.items() if name not in FEATURE_FIELDS}
     if new.k < old.k:
         arrays |= _fewer(stored, new)
     if (new.features, new.sketch_rank) == (old.features, old.sketch_rank):
-        arrays |= {name: stored[name] for name in _FEATURES if name in stored}
+        arrays |= {name: stored[name] for name in FEATURE_FIELDS if name in stored}
     elif new.features != "none":
         codec = _first_columns(old.sketch_rank, new.sketch_rank) if old.features == "sketch" else spec.codec
         arrays |= feature_arrays(list(_features(cache, stored)), codec)
