@@ -2,8 +2,5 @@
 
 import os
 
-from specauf.threads import share_cores
-
 # The same bytes whatever the number of threads: MKL's products, which attention uses, else depend on it.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-share_cores()

@@ -10,7 +10,6 @@ from typing import Any
 
 from specauf.configs import find_config
 from specauf.errors import UserError, run_command, unknown_name
-from specauf.threads import share_cores
 
 # Imported when called: only `fit`, `validate` and `test` need Lightning, only the others may load a target.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -34,7 +33,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the `specauf` command; returns the exit status."""
-    share_cores()
     return run_command(lambda: dispatch(sys.argv[1:] if argv is None else argv))
 
 
