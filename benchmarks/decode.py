@@ -106,7 +106,8 @@ def main() -> None:
         from tests.interop.environments import python_of
 
         python = str(python_of("dflash"))
-    prompts = [encode(tokenizer, p.text).to(args.device) for p in load_benchmark("humaneval", args.prompts)]
+    texts = [p.text for p in load_benchmark("humaneval", args.prompts)]
+    prompts = [encode(tokenizer, text, about.template_options).to(args.device) for text in texts]
     with tempfile.TemporaryDirectory() as folder:
         drafter.save_pretrained(folder, dtype=target.dtype)
         command = [python, "-c", PEER, folder, args.target, str(args.threads), str(args.new), args.device, args.dtype]

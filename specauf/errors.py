@@ -22,11 +22,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def run_command(command: Callable[[], object]) -> int:
-    """Run a command line's body: 0, or 2 after one line on stderr for a `UserError`, or 130 when interrupted."""
+    """Run a command line's body; returns the exit status.
+
+    0; 2 after one line on stderr for a `UserError`, or for a file that cannot be read or written; 130 when interrupted.
+    """
     try:
         command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; name another file or directory, or mend it", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on from here", file=sys.stderr)

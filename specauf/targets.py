@@ -20,6 +20,7 @@ from specauf.command import CommandParser
 from specauf.configs import find_config, known_configs
 from specauf.errors import UserError
 from specauf.linear import use_onednn
+from specauf.loading_errors import one_line_errors
 
 # A hub repository is pinned by its commit; weights on disk by these many bytes of each end of every file.
 FINGERPRINT_BYTES = 1 << 20
@@ -122,20 +123,45 @@ def load_target(config: TargetConfig, *, device: torch.device | str = "cpu") -> 
         device: where the weights go.
 
     Raises:
-        UserError: it cannot be had; the message says what is missing and how to provide it.
+        UserError: it cannot be had, or not whole; the message says what is missing and how to provide it.
     """
     from transformers import AutoModelForCausalLM
 
+    device = usable_device(device)
     place, options = _place(config)
-    with quiet_transformers(), _one_line_errors(config):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code, **options
+    with quiet_transformers(), one_line_errors(config.name, config.model or config.package):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=getattr(torch, config.dtype),
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **options,
         )
+        model, loading = loaded
+        # transformers only warns, and fills what is missing with random numbers.
+        missing = sorted(loading["missing_keys"])
+        if missing:
+            raise ValueError(f"{len(missing)} tensors are missing from its weights, the first {missing[0]}")
         if config.gguf_file is not None:
             model = _plain(model)
     model.to(device).eval().requires_grad_(False)
     use_onednn(model)
     return model, load_tokenizer(config)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        UserError: there is no such kind of device, or none in this machine.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device: {device} found; cpu, cuda or cuda:N expected") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: {device} found, {torch.cuda.device_count()} CUDA devices are there; give cpu")
+    return found
 
 
 def load_tokenizer(config: TargetConfig) -> Any:
@@ -147,7 +173,7 @@ def load_tokenizer(config: TargetConfig) -> Any:
     from transformers import AutoTokenizer
 
     place, options = _place(config)
-    with quiet_transformers(), _one_line_errors(config):
+    with quiet_transformers(), one_line_errors(config.name, config.model or config.package):
         return AutoTokenizer.from_pretrained(place, trust_remote_code=config.trust_remote_code, **options)
 
 
@@ -274,26 +300,3 @@ def _fingerprint(place: Path, gguf_file: str | None) -> str:
                 file.seek(max(FINGERPRINT_BYTES, size - FINGERPRINT_BYTES))
                 digest.update(file.read())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _one_line_errors(config: TargetConfig) -> Iterator[None]:
-    """Turn what transformers raises for a model that cannot be had into one line."""
-    try:
-        yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = lines[0] if lines else type(error).__name__
-        where = config.model or config.package
-        text = " ".join(lines).lower()
-        if "gated" in text or "401" in text or "403" in text:
-            hint = (
-                f"accept its licence at https://huggingface.co/{where} and run `huggingface-cli login` or set HF_TOKEN"
-            )
-        elif isinstance(error, ImportError):
-            hint = "install what is named and run the command again"
-        elif "offline" in text or "connect" in text or "couldn't reach" in text or "cached files" in text:
-            hint = "connect to huggingface.co once, unset HF_HUB_OFFLINE, or give --target.model=DIRECTORY"
-        else:
-            hint = "give a hub id or a local directory with config, tokenizer and weights, --target.model=..."
-        raise UserError(f"target {config.name} ({where}) cannot be loaded: {said} -- {hint}") from error

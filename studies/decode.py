@@ -32,12 +32,14 @@ class Decoder:
 
     def __init__(self, target: str, decoding: Decoding, answers: Path) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model, tokenizer = load_target(resolve_target(target), device=self.device)
+        config = resolve_target(target)
+        self.model, tokenizer = load_target(config, device=self.device)
         self.vocabulary = TargetVocabulary.from_target(self.model)
         self.decoding = decoding
         self.prompts: dict[str, list[tuple[str, Tensor]]] = {
             benchmark_name(name): [
-                (p.task_id, encode(tokenizer, p.text)[0]) for p in load_benchmark(name, decoding.limit)
+                (p.task_id, encode(tokenizer, p.text, config.template_options)[0])
+                for p in load_benchmark(name, decoding.limit)
             ]
             for name in decoding.benchmarks
         }

@@ -151,7 +151,10 @@ def read_study(name: str) -> Study:
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
         raise UserError(f"study {name!r} is unknown: give one of {known}, or a YAML file")
-    raw = yaml.safe_load(file.read_text())
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{file}: give a mapping with target, caches, groups and decoding")
     shared = raw.pop("cache_common", [])

@@ -15,11 +15,19 @@ def write_tables(study: Study, results: Path) -> str:
     """Write `table.md`, `gain.png` and the study's curves next to the results; returns the table.
 
     Raises:
-        UserError: there is no result yet.
+        UserError: there is no result yet, or they are of different benchmarks.
     """
-    records = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
+    files = sorted(results.glob("*.json"))
+    records = [json.loads(file.read_text()) for file in files]
     if not records:
         raise UserError(f"{results} holds no result: run the study first")
+    for file, record in zip(files, records, strict=True):
+        if record["benchmarks"].keys() != records[0]["benchmarks"].keys():
+            one, two = (", ".join(r["benchmarks"]) for r in (records[0], record))
+            raise UserError(
+                f"benchmarks: {one} in {files[0]}, {two} in {file}; remove the results that lack some and run the "
+                "study again with the same --also"
+            )
     found = [(group, [r for r in records if r["group"] == group.name]) for group in study.merged()]
     # A loss alone is compared with other groups, if with anything.
     parts = [table(group, rows) for group, rows in found if len({r["loss"] for r in rows}) > 1]

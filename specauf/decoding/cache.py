@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -74,10 +74,13 @@ class RowCache(Cache):
         """Positions of the next rows of each prompt."""
         return torch.tensor(self.lengths, device=device)[:, None] + torch.arange(rows, device=device)
 
-    def mask(self, rows: int, device: torch.device) -> Bool[Tensor, "prompts one rows columns"]:
-        """Causal mask of the next rows over each prompt's own rows."""
+    def mask(self, rows: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "prompts one rows columns"]:
+        """Causal mask of the next rows over each prompt's own rows: 0 or the least number, to be added to scores."""
         columns = torch.arange(max(self.lengths) + rows, device=device)
-        return (columns <= self.positions(rows, device)[..., None])[:, None]
+        behind = columns > self.positions(rows, device)[..., None]
+        # Eager attention adds what it is given: a mask of booleans would mask nothing there.
+        nothing = torch.zeros(behind.shape, dtype=dtype, device=device)
+        return nothing.masked_fill(behind, torch.finfo(dtype).min)[:, None]
 
 
 def _with_room(buffer: Tensor, like: Tensor, rows: int) -> Tensor:

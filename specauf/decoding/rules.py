@@ -1,5 +1,6 @@
 """How drafted tokens are chosen and verified: greedy, rejection sampling, greedy drafts with sampled verification."""
 
+import math
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -11,6 +12,7 @@ from specauf.drafters.base import Proposal, greedy
 from specauf.errors import UserError
 
 Sampling = Literal["rejection", "greedy-draft"]
+LEAST_TEMPERATURE = 1e-3  # below it float32 logits over the temperature overflow or leave one token anyway
 Verdict = tuple[Int[Tensor, " prompts"], Int[Tensor, " prompts"]]
 
 
@@ -111,8 +113,8 @@ def make_rule(
     Raises:
         UserError: a setting is out of its range.
     """
-    if temperature < 0:
-        raise UserError(f"temperature: {temperature} found, 0 (greedy) or more expected")
+    if not (temperature == 0 or LEAST_TEMPERATURE <= temperature < math.inf):
+        raise UserError(f"temperature: {temperature} found, 0 (greedy) or a number from {LEAST_TEMPERATURE} expected")
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k: {top_k} found, at least 1 expected; leave it out to keep all tokens")
     if top_p is not None and not 0 < top_p <= 1:

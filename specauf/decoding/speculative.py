@@ -104,7 +104,7 @@ def speculative_stream(
         raise UserError(f"max_new_tokens: {max_new_tokens} found, at least 1 expected")
     if not prompts or min(len(p) for p in prompts) < 1:
         raise UserError("input_ids: an empty prompt found, at least one token expected")
-    _check_croppable(target.config, len(prompts))
+    _check_target(target.config, len(prompts), max(len(p) for p in prompts) + max_new_tokens + slots)
     if drafter is not None:
         vocabulary = vocabulary or TargetVocabulary.from_target(target)
         _check_drafter(drafter, target)
@@ -188,7 +188,7 @@ class _Loop:
         features = self.drafter is not None and self.drafter.needs_features
         together: dict[str, Tensor] = {}
         if len(tokens) > 1:
-            together["attention_mask"] = self.cache.mask(tokens.shape[1], tokens.device)
+            together["attention_mask"] = self.cache.mask(tokens.shape[1], tokens.device, self.target.dtype)
             together["position_ids"] = self.cache.positions(tokens.shape[1], tokens.device)
         out = self.target(
             tokens,
@@ -273,20 +273,44 @@ def _check_drafter(drafter: Drafter, target: Any) -> None:
         )
 
 
-def _check_croppable(config: Any, prompts: int) -> None:
-    """Refuse targets whose state cannot go back to an earlier token.
+def _check_target(config: Any, prompts: int, longest: int) -> None:
+    """Refuse targets that would not say what plain decoding says.
+
+    Args:
+        config: the target's.
+        prompts: decoded together.
+        longest: tokens of the longest prompt with its answer and a block behind it.
 
     Raises:
-        UserError: the target has recurrent layers, or sliding ones and several prompts.
+        UserError: the target's state cannot go back to an earlier token, its rotary frequencies change on the way, or
+            it cannot read several prompts of different lengths.
     """
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)  # older families give a window to all layers, without layer_types
+    kinds = set(getattr(text, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
     recurrent = kinds - {"full_attention", "sliding_attention", "chunked_attention"}
     if recurrent:
         raise UserError(
             f"layer_types: {', '.join(sorted(recurrent))} in the target keep a state that cannot be rolled back; "
             "decode this target with a server that supports it"
         )
-    if prompts > 1 and kinds != {"full_attention"}:
+    rope = getattr(text, "rope_parameters", None) or {}
+    trained = getattr(text, "max_position_embeddings", longest)
+    original = int(rope.get("original_max_position_embeddings") or trained or longest)
+    if rope.get("rope_type") in ("longrope", "dynamic") and longest > original:
+        raise UserError(
+            f"rope_type: {rope['rope_type']} changes its frequencies beyond {original} tokens; prompt, answer and "
+            f"block have {longest}: give shorter prompts or a smaller max_new_tokens"
+        )
+    if prompts == 1:
+        return
+    if kinds != {"full_attention"}:
         raise UserError(
             f"prompts: {prompts} found, 1 expected for a target with sliding-window layers; decode one prompt at a time"
+        )
+    kernel = getattr(config, "_attn_implementation", "sdpa")
+    if kernel not in ("sdpa", "eager"):
+        raise UserError(
+            f"prompts: {prompts} found, 1 expected for a target with attention {kernel}; decode one prompt at a time, "
+            "or load it with attn_implementation='sdpa'"
         )

@@ -13,6 +13,7 @@ from specauf.data.batch import BlockBatch, BlockTargets
 from specauf.data.blocks import block_targets, sample_anchors
 from specauf.decoding.replay import Replay, answers, replay
 from specauf.drafters import Drafter, TargetVocabulary
+from specauf.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,11 @@ class Observed:
 def observe_documents(
     drafter: Drafter, vocabulary: TargetVocabulary, documents: Iterable[Document], anchors_per_document: int, seed: int
 ) -> Observed:
-    """Both views of some documents; those without a block are left out."""
+    """Both views of some documents; those without a block are left out.
+
+    Raises:
+        UserError: none of them has a block.
+    """
     training, decoding, accepted = [], [], []
     for document in documents:
         rng = np.random.default_rng((seed, 0, document.index))
@@ -149,4 +154,6 @@ def observe_documents(
         training.append(observe(drafter, vocabulary, document, drawn))
         decoding.append(observe(drafter, vocabulary, document, seen, every_slot=False))
         accepted.append(cycles.accepted.tolist())
+    if not training:
+        raise UserError("documents: none of those chosen has two supervised tokens, so there is no block: choose more")
     return Observed(join(training), join(decoding), accepted)

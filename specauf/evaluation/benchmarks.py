@@ -147,7 +147,7 @@ def _file_rows(path: Path) -> Rows:
 def _json_lines(path: Path) -> list[tuple[int, Any]]:
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would split inside strings, at U+2028
     except UnicodeDecodeError as error:
         raise UserError(f"benchmark file {path} is not UTF-8 text ({error.reason}): write it again") from error
     for number, line in enumerate(lines, start=1):

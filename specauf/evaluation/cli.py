@@ -21,10 +21,10 @@ from specauf.evaluation.page import html
 from specauf.evaluation.plots import figures, overview
 from specauf.evaluation.report import markdown
 from specauf.evaluation.results import FORMAT, evaluation_record
-from specauf.evaluation.run import evaluate_prompts
-from specauf.evaluation.settings import make_settings
+from specauf.evaluation.run import evaluate_prompts, without_processors
+from specauf.evaluation.settings import distinct, make_settings
 from specauf.linear import use_onednn
-from specauf.targets import load_target, resolve_target
+from specauf.targets import load_target, resolve_target, target_identity
 
 EVALUATION = "evaluation.json"
 CURVES = ("train/tau", "train/support_ratio", "train/support_accuracy", "train/token_accuracy", "val/tau")
@@ -70,6 +70,7 @@ def evaluate_command(
         json: write the record to this file too.
     """
     named = _named_paths(drafters)
+    distinct("benchmarks", [benchmark_name(name) for name in benchmarks])
     prompts = {benchmark_name(name): load_benchmark(name, limit) for name in benchmarks}
     settings = make_settings(max_new_tokens, temperatures, block_sizes, top_k, top_p, sampling, seed)
     manifest = open_cache(cache).manifest if cache else None
@@ -77,11 +78,14 @@ def evaluate_command(
     config = config if dtype is None else replace(config, dtype=dtype)
     loaded = {name: load_drafter(path).eval() for name, path in named.items()}
     _check_blocks(loaded, block_sizes)
+    out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_target(config, device=device)
+    left_out = without_processors(model)
+    if left_out:
+        print(f"note: {', '.join(left_out)} of the target's generation_config left out, of generate too")
     for name, drafter in loaded.items():
         check_fits(name, drafter, model)
         use_onednn(drafter.to(device, getattr(torch, config.dtype)).requires_grad_(False))
-    out.mkdir(parents=True, exist_ok=True)
     rows = evaluate_prompts(
         model,
         tokenizer,
@@ -89,7 +93,8 @@ def evaluate_command(
         prompts,
         settings,
         rows_file=out / "evaluation.jsonl",
-        identity={"target": target, "dtype": config.dtype},
+        identity={"target": target_identity(config, model), "dtype": config.dtype},
+        template_options=config.template_options,
     )
     record = evaluation_record(
         rows,
@@ -110,7 +115,7 @@ def write_json(record: dict[str, Any], *files: Path | None) -> None:
     for file in files:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(record, indent=2) + "\n")
+            file.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def _print_part(part: dict[str, Any]) -> None:

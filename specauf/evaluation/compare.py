@@ -24,8 +24,8 @@ def compare(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any] | None:
-    at = {task: i for i, task in enumerate(second["task_id"])}
-    pairs = [(i, at[task]) for i, task in enumerate(first["task_id"]) if task in at]
+    at = {prompt: i for i, prompt in enumerate(_prompts(second))}
+    pairs = [(i, at[prompt]) for i, prompt in enumerate(_prompts(first)) if prompt in at]
     if not pairs:
         return None
     one, two = ([pair[side] for pair in pairs] for side in (0, 1))
@@ -38,6 +38,11 @@ def _ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def _prompts(sums: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Prompts by name and text: files of one name need not hold the same."""
+    return list(zip(sums["task_id"], sums["digest"], strict=True))
+
+
 def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """One record of several evaluations: runs of the same benchmark and setting stand side by side.
 
@@ -45,29 +50,28 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         records: evaluation records by the label that tells runs of the same name apart.
 
     Raises:
-        UserError: they are of different targets.
+        UserError: they were not measured alike: of different targets, in different precision, or of different length.
     """
     labels = list(records)
     first = records[labels[0]]
     if len(records) == 1:
         return dict(first)
     for label, record in records.items():
-        if record["target"] != first["target"]:
-            raise UserError(
-                f"target: {first['target']} in {labels[0]}, {record['target']} in {label}; "
-                "report runs of one target together"
-            )
+        for field in ("target", "dtype"):
+            _require_same(field, first[field], labels[0], record[field], label)
     names = [name for record in records.values() for name in record["runs"]]
     parts: dict[tuple[str, str], dict[str, Any]] = {}
+    seen: dict[tuple[str, str], str] = {}
     training: dict[str, Any] = {}
     for label, record in records.items():
         own = {name: name if names.count(name) == 1 else f"{label}/{name}" for name in record["runs"]}
         training |= {own[name]: curve for name, curve in record.get("training", {}).items()}
         for part in record["parts"]:
             bench = part["benchmark"]
-            joint = parts.setdefault(
-                (bench["name"], bench["setting"]), {"benchmark": dict(bench), "runs": {}, "divergences": []}
-            )
+            key = bench["name"], bench["setting"]
+            joint = parts.setdefault(key, {"benchmark": dict(bench), "runs": {}, "divergences": []})
+            for field in sorted(bench.keys() - {"prompts"}):
+                _require_same(field, joint["benchmark"][field], seen.setdefault(key, label), bench[field], label)
             joint["runs"] |= {own[name]: run for name, run in part["runs"].items()}
             joint["benchmark"]["prompts"] = max(joint["benchmark"]["prompts"], bench["prompts"])
             if "lossless" in part:
@@ -83,6 +87,11 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "parts": joined,
         "training": training,
     }
+
+
+def _require_same(field: str, one: Any, first: str, two: Any, second: str) -> None:
+    if one != two:
+        raise UserError(f"{field}: {one} in {first}, {two} in {second}; report runs of one {field} together")
 
 
 def _all(values: Sequence[bool | None]) -> bool | None:

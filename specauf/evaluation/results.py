@@ -12,9 +12,10 @@ import torch
 
 from specauf import __version__
 from specauf.cache.schema import Manifest
+from specauf.errors import UserError
 from specauf.evaluation.compare import compare
 from specauf.evaluation.summary import (
-    bootstrap_quotient,
+    bootstrap_speedup,
     bootstrap_tau,
     conditional_acceptance,
     survival,
@@ -23,7 +24,7 @@ from specauf.evaluation.summary import (
 )
 
 Row = Mapping[str, Any]
-FORMAT = 1
+FORMAT = 2
 
 
 def summarise_run(rows: Sequence[Row], name: str, slots: int) -> dict[str, Any]:
@@ -33,11 +34,19 @@ def summarise_run(rows: Sequence[Row], name: str, slots: int) -> dict[str, Any]:
         rows: of `evaluate_prompts`.
         name: the drafter's.
         slots: its drafted slots.
+
+    Raises:
+        UserError: no answer has a second token, so nothing was drafted.
     """
     parts, plain, generate = (
         [pick(row) for row in rows] for pick in (lambda r: r["drafters"][name], _plain, _generate)
     )
     accepted = [part["accepted"] for part in parts]
+    if not any(accepted):
+        raise UserError(
+            f"benchmark {rows[0]['benchmark']}: all {len(rows)} answers end with their first token, so nothing was "
+            "drafted: give other prompts"
+        )
     tokens, seconds = _sums(parts, "tokens"), _sums(parts, "seconds")
     plain_tokens, plain_seconds = _sums(plain, "tokens"), _sums(plain, "seconds")
     generated, generate_seconds = _sums(generate, "tokens"), _sums(generate, "seconds")
@@ -55,7 +64,7 @@ def summarise_run(rows: Sequence[Row], name: str, slots: int) -> dict[str, Any]:
         "baseline_tokens_per_second": float(baseline),
         "generate_tokens_per_second": float(generated.sum() / generate_seconds.sum()),
         "speedup": float(speed / baseline),
-        "speedup_95": _speedup_interval(tokens, seconds, plain_tokens, plain_seconds),
+        "speedup_95": bootstrap_speedup(tokens, seconds, plain_tokens, plain_seconds),
         "speedup_over_generate": float(speed / (generated.sum() / generate_seconds.sum())),
         "milliseconds_per_token": {k: 1000 * v / float(total) for k, v in split.items()},
         "draft_share": split["draft"] / float(seconds.sum()),
@@ -65,6 +74,7 @@ def summarise_run(rows: Sequence[Row], name: str, slots: int) -> dict[str, Any]:
         "cycles": sum(len(a) for a in accepted),
         "by_prompt": {
             "task_id": [row["task_id"] for row in rows],
+            "digest": [row["digest"] for row in rows],
             "accepted": [sum(a) for a in accepted],
             "cycles": [len(a) for a in accepted],
         },
@@ -84,16 +94,6 @@ def _generate(row: Row) -> Any:
 
 def _sums(parts: Sequence[Mapping[str, Any]], field: str) -> np.ndarray:
     return np.array([part[field] for part in parts], float)
-
-
-def _speedup_interval(
-    tokens: np.ndarray, seconds: np.ndarray, plain_tokens: np.ndarray, plain_seconds: np.ndarray
-) -> tuple[float, float]:
-    """95 % interval of the speed-up over prompts, both ways of decoding drawn together."""
-    if (tokens == plain_tokens).all():
-        return bootstrap_quotient(plain_seconds, seconds)
-    # Sampled answers differ in length: compare seconds a token.
-    return bootstrap_quotient(plain_seconds / plain_tokens, seconds / tokens)
 
 
 def part_record(rows: Sequence[Row], slots: Mapping[str, int]) -> dict[str, Any]:

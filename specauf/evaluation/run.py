@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from specauf.decoding import DecodeResult, speculative_generate
 from specauf.drafters import Drafter, TargetVocabulary
@@ -30,6 +31,7 @@ def evaluate_prompts(
     *,
     rows_file: Path,
     identity: Mapping[str, Any],
+    template_options: Mapping[str, Any] | None = None,
 ) -> list[Row]:
     """One row a prompt and setting: tokens and seconds of plain decoding, of `generate`, and of every drafter.
 
@@ -44,23 +46,25 @@ def evaluate_prompts(
         settings: ways of decoding.
         rows_file: JSONL of finished rows.
         identity: what else identifies this evaluation.
+        template_options: of the chat template, as the cache was built with them.
 
     Returns:
         Rows in the order of benchmarks, settings and prompts.
     """
-    key = _key(drafters, identity)
+    options = dict(template_options or {})
+    key = _key(drafters, {**identity, "template_options": options})
     finished = {_place(row): row for row in _finished(rows_file, key)}
     todo = [(name, s, p) for name, prompts in benchmarks.items() for s in settings for p in prompts]
     wanted = [(name, json.dumps(s.to_dict()), p.task_id, p.digest) for name, s, p in todo]
     missing = [item for item, place in zip(todo, wanted, strict=True) if place not in finished]
     if missing:
-        _warm_up(target, tokenizer, drafters, missing[0][2])
+        _warm_up(target, encode(tokenizer, missing[0][2].text, options), drafters)
     vocabulary = TargetVocabulary.from_target(target) if drafters else None
     done = len(todo) - len(missing)
     with progress("decoding", len(todo), unit="prompts", initial=done) as advance, rows_file.open("a") as out:
         for name, setting, prompt in missing:
             row = {"key": key, "benchmark": name, "setting": setting.to_dict()}
-            row |= decode_prompt(target, tokenizer, drafters, prompt, setting, vocabulary)
+            row |= decode_prompt(target, encode(tokenizer, prompt.text, options), drafters, prompt, setting, vocabulary)
             out.write(json.dumps(row) + "\n")
             out.flush()
             finished[_place(row)] = row
@@ -68,12 +72,13 @@ def evaluate_prompts(
     return [finished[place] for place in wanted]
 
 
-def encode(tokenizer: Any, text: str) -> torch.Tensor:
+def encode(tokenizer: Any, text: str, template_options: Mapping[str, Any] | None = None) -> torch.Tensor:
     """A user turn as the target's chat template lays it out, ready for the answer; the bare text without a template.
 
     Args:
         tokenizer: the target's.
         text: the turn.
+        template_options: keyword arguments of the template, such as `enable_thinking`.
 
     Returns:
         Token ids [1, tokens].
@@ -82,21 +87,21 @@ def encode(tokenizer: Any, text: str) -> torch.Tensor:
         ids: torch.Tensor = tokenizer(text, return_tensors="pt")["input_ids"]
         return ids
     turns = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
-        "input_ids"
-    ]
+    return tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True, **(template_options or {})
+    )["input_ids"]
 
 
 def decode_prompt(
     target: Any,
-    tokenizer: Any,
+    ids: torch.Tensor,
     drafters: Mapping[str, Drafter],
     prompt: Prompt,
     setting: Setting,
     vocabulary: TargetVocabulary | None = None,
 ) -> Row:
-    """Decode one prompt in every way; the order is generate, plain, then each drafter."""
-    ids = encode(tokenizer, prompt.text).to(target.device)
+    """Decode one prompt, of the tokens `ids`, in every way; the order is generate, plain, then each drafter."""
+    ids = ids.to(target.device)
 
     def decode(drafter: Drafter | None) -> DecodeResult:
         return speculative_generate(
@@ -145,6 +150,26 @@ def decode_prompt(
     return row
 
 
+PROCESSORS = (
+    "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length",
+    "min_new_tokens", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+    "sequence_bias", "exponential_decay_length_penalty", "guidance_scale", "watermarking_config", "min_p", "typical_p",
+    "epsilon_cutoff", "eta_cutoff", "num_beams",
+)  # fmt: skip
+
+
+def without_processors(target: Any) -> list[str]:
+    """Leave of the target's generation config what ends an answer, and name what else it asked for.
+
+    Speculative decoding verifies against the target's own distribution: a repetition penalty or the like, which
+    `generate` would apply by that config, has no part in it, nor in the answers a cache holds.
+    """
+    own = target.generation_config
+    neutral = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
+    target.generation_config = neutral
+    return [f"{name} {getattr(own, name)}" for name in PROCESSORS if getattr(own, name, None) != getattr(neutral, name)]
+
+
 def _generate(target: Any, ids: torch.Tensor, setting: Setting) -> tuple[list[int], float]:
     """The answer of transformers' own generation, and its seconds."""
     options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
@@ -158,9 +183,8 @@ def _generate(target: Any, ids: torch.Tensor, setting: Setting) -> tuple[list[in
     return tokens, time.perf_counter() - started
 
 
-def _warm_up(target: Any, tokenizer: Any, drafters: Mapping[str, Drafter], prompt: Prompt) -> None:
+def _warm_up(target: Any, ids: torch.Tensor, drafters: Mapping[str, Drafter]) -> None:
     """The first calls of a process pay for allocation; keep that out of the first prompt's seconds."""
-    ids = encode(tokenizer, prompt.text)
     for drafter in (None, *drafters.values()):
         speculative_generate(target, drafter, ids, max_new_tokens=4)
 

@@ -5,6 +5,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specauf.decoding.rules import Sampling, make_rule
+from specauf.errors import UserError
+
+
+def distinct(field: str, values: Sequence[Any]) -> None:
+    """Refuse an empty list, and one that names something twice.
+
+    Raises:
+        UserError: naming the field and the value.
+    """
+    if not values:
+        raise UserError(f"{field}: none given, at least one expected")
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"{field}: {value} given twice, one expected; leave one out")
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,10 @@ def make_settings(
     Raises:
         UserError: a number is out of its range.
     """
+    if max_new_tokens < 2:
+        raise UserError(f"max_new_tokens is {max_new_tokens}: give at least 2; the first token is never drafted")
+    for name, values in (("temperatures", temperatures), ("block_sizes", block_sizes)):
+        distinct(name, values)
     for temperature in temperatures:
         make_rule(temperature, top_k, top_p, sampling, None)  # refuses what decoding would refuse, before any loading
     return [

@@ -147,12 +147,17 @@ def tau_lines(record: dict[str, Any], run: str, source: Path) -> tuple[str, ...]
     if figures is None:
         return ()
     bench, low_high = record["benchmark"], figures["tau_pooled_95"]
-    command = (
-        f"specauf evaluate {run} --target {record['target']} --benchmark {bench['name']} --limit {bench['prompts']} "
-        f"--max_new_tokens {bench['max_new_tokens']}"
-    )
+    command = f"specauf evaluate {run} --target {record['target']} --benchmarks '[{bench['name']}]'"
+    command += f" --limit {bench['prompts']} --max_new_tokens {bench['max_new_tokens']} --dtype {record['dtype']}"
+    command += f" --temperatures '[{bench['temperature']:g}]'"
+    if bench["block_size"] is not None:
+        command += f" --block_sizes '[{bench['block_size']}]'"
+    if bench["temperature"]:
+        command += f" --sampling {bench['sampling']} --seed {bench['seed']}"
+        command += "".join(f" --{name} {bench[name]:g}" for name in ("top_k", "top_p") if bench[name] is not None)
     return (
         f"{figures['tau_pooled']:.3f} pooled over cycles (95 % interval {low_high[0]:.3f} to {low_high[1]:.3f}), "
-        f"{figures['tau_per_prompt']:.3f} mean of prompts; {bench['name']}, {bench['prompts']} prompts, greedy; "
+        f"{figures['tau_per_prompt']:.3f} mean of prompts; {bench['name']}, {bench['prompts']} prompts, "
+        f"{bench['setting']}; "
         f"`{command}`, {record['environment']['date']} ({source.name})",
     )

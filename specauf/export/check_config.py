@@ -1,5 +1,6 @@
 """What the servers need of a drafter's config.json, each rule with what happens when it is broken."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,7 @@ def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
             ("input_embedding_scale", None if target.embedding_scale == 1.0 else target.embedding_scale),
             ("final_logit_softcapping", target.logit_softcap),
         ):
-            if inner.get(name, raw.get(name)) != wanted:
+            if not _same(inner.get(name, raw.get(name)), wanted):
                 why = "z-lab's package would embed or cap otherwise than the target"
                 yield Problem(
                     f"dflash_config.{name}", inner.get(name, raw.get(name)) or _MISSING, wanted or _MISSING, why
@@ -126,6 +127,13 @@ def speculators(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Pro
     else:
         yield Problem("aux_hidden_state_layer_ids", aux or _MISSING, "z-lab's layer ids + 1", "vLLM captures these")
     yield from _against_target(inner, raw.get("mask_token_id"), depth, target)
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    """Equal, or numbers that bfloat16 does not tell apart: Gemma rounds its embedding scale to the type it runs in."""
+    if isinstance(found, int | float) and isinstance(wanted, int | float):
+        return math.isclose(found, wanted, rel_tol=2**-8)
+    return bool(found == wanted)
 
 
 def lenient(raw: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from specauf.command import run_function
 from specauf.errors import UserError
 from specauf.export.card import About, Layout
 from specauf.export.check import check_directory
-from specauf.export.directory import DTYPES, require_absent
+from specauf.export.directory import DTYPES, read_config, require_absent
 from specauf.export.facts import TargetFacts
 from specauf.export.source import Source, read_source, with_cache
 from specauf.export.speculators import export_speculators
@@ -48,7 +48,9 @@ def export_command(
     if check is not None:
         if source is not None or out is not None:
             raise UserError("check: goes with --cache and --target only; leave out the source and --out")
-        _check(check, _facts(None, cache, target, weights=True), json_file)
+        # Speculators' layout alone holds the target's embedding and head.
+        stored = "speculators_model_type" in read_config(check)
+        _check(check, _facts(None, cache, target, weights=stored), json_file)
         return
     if source is None or out is None:
         raise UserError("source and --out are needed: specauf export RUN --to zlab --out DIR, or --check DIR")
@@ -155,7 +157,7 @@ def recorded_cache(source: Path) -> str | None:
 
 def _target_facts(target: str, *, weights: bool) -> TargetFacts:
     path = Path(target)
-    if not weights and (path.suffix == ".json" or (path / "config.json").is_file()):
+    if path.suffix == ".json" or (not weights and (path / "config.json").is_file()):
         return TargetFacts.from_file(path)
     # The only use of a model here: a target that no cache describes has its embedding in its checkpoint alone.
     from specauf.drafters import TargetVocabulary

@@ -91,9 +91,11 @@ def test_a_shorter_block_than_trained():
         )
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
-def test_prompts_decoded_together_are_as_if_decoded_alone(family: str):
+def test_prompts_decoded_together_are_as_if_decoded_alone(family: str, attention: str):
     target = tiny_target(family)
+    target.set_attn_implementation(attention)
     drafter = tiny_dflash(target)
     prompts = [prompt(length, seed=length) for length in (3, 9, 1, 14)]
     alone = [speculative_generate(target, drafter, p, max_new_tokens=NEW) for p in prompts]
@@ -175,10 +177,25 @@ def test_a_drafter_that_cannot_sit_on_the_target_is_refused():
 
 
 def test_several_prompts_on_sliding_windows_are_refused_and_one_is_right():
-    target = tiny_target("mistral")
-    target.config.layer_types = ["sliding_attention"] * 4
+    target = tiny_target("mistral")  # a window and no layer_types, as its released configs
+    assert target.config.sliding_window == 7
     with pytest.raises(UserError, match="prompts: 2 found, 1 expected"):
         speculative_generate_batch(target, None, [prompt(3), prompt(4)], max_new_tokens=4)
     target.config.layer_types = ["linear_attention"] * 4
     with pytest.raises(UserError, match="layer_types: linear_attention"):
         speculative_generate(target, None, prompt(3), max_new_tokens=4)
+
+
+def test_several_prompts_need_attention_that_reads_a_mask():
+    target = tiny_target()
+    target.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UserError, match="prompts: 2 found, 1 expected for a target with attention flash_attention_2"):
+        speculative_generate_batch(target, None, [prompt(3), prompt(4)], max_new_tokens=4)
+
+
+def test_rotary_frequencies_that_change_on_the_way_are_refused():
+    target = tiny_target()
+    target.config.rope_parameters |= {"rope_type": "longrope", "original_max_position_embeddings": 12}
+    assert len(speculative_generate(target, None, prompt(3), max_new_tokens=9).tokens) == 9
+    with pytest.raises(UserError, match="rope_type: longrope changes its frequencies beyond 12 tokens"):
+        speculative_generate(target, None, prompt(4), max_new_tokens=9)

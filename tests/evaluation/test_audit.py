@@ -12,6 +12,7 @@ from specauf.decoding import replay
 from specauf.drafters import TargetVocabulary
 from specauf.evaluation.audit import block_ends, by_kind, by_slot, calibration, support, token_kind
 from specauf.evaluation.audit_blocks import Blocks, observe, observe_documents, visited
+from specauf.evaluation.results import FORMAT
 from tests.builder.conftest import make_target
 from tests.drafters.tiny import tiny_dflash
 from tests.evaluation.conftest import tiny_drafter
@@ -138,7 +139,7 @@ def test_the_command_writes_both_pages_and_no_target_is_loaded(tiny_cache, fitte
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)
     fitted.save_pretrained(tmp_path / "drafter")
-    real = {"format": 1, "runs": {"mine": {"tau_pooled": 1.25, "tau_pooled_95": [1.1, 1.4]}}}
+    real = {"format": FORMAT, "runs": {"mine": {"tau_pooled": 1.25, "tau_pooled_95": [1.1, 1.4]}}}
     (tmp_path / "evaluation.json").write_text(json.dumps(real))
     words = ["audit", str(tiny_cache), str(tmp_path / "drafter"), f"--out={tmp_path}", f"--evaluation={tmp_path}"]
     assert main(words) == 0

@@ -1,16 +1,20 @@
 """`specauf evaluate` and `specauf report` from end to end on a tiny target."""
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from specauf.cli import main
+from specauf.errors import UserError
 from specauf.evaluation import run as run_module
 from specauf.evaluation.compare import compare, join
 from specauf.evaluation.divergence import divergence, first_difference
-from tests.builder.conftest import make_target
+from specauf.evaluation.run import encode
+from tests.builder.conftest import make_target, make_tokenizer
 from tests.evaluation.conftest import command, record_of
 
 
@@ -125,17 +129,86 @@ def test_evaluations_made_apart_are_compared_in_pairs(place, tmp_path):
 
 def test_runs_of_one_name_keep_apart_and_only_shared_prompts_count():
     def run(tasks, accepted):
-        return {"by_prompt": {"task_id": tasks, "accepted": accepted, "cycles": [10] * len(tasks)}}
+        sums = {"task_id": tasks, "digest": ["d"] * len(tasks), "accepted": accepted, "cycles": [10] * len(tasks)}
+        return {"by_prompt": sums}
 
     pair = compare({"x": run(["1", "2", "3"], [10, 20, 90]), "y": run(["2", "1"], [10, 5])})["x/y"]
     assert pair["prompts"] == 2
     assert pair["tau_ratio"] == pytest.approx((1 + 30 / 20) / (1 + 15 / 20))
     assert compare({"x": run(["1"], [1]), "y": run(["2"], [1])}) == {}
-    part = {"benchmark": {"name": "b", "setting": "greedy", "prompts": 1}, "runs": {"x": run(["1"], [5])}}
-    whole = {"target": "t", "lossless": True, "runs": part["runs"], "parts": [part]}
+    bench = {"name": "b", "setting": "greedy", "prompts": 1, "max_new_tokens": 5}
+    part = {"benchmark": bench, "runs": {"x": run(["1"], [5])}}
+    whole = {"target": "t", "dtype": "float32", "lossless": True, "runs": part["runs"], "parts": [part]}
     joined = join({"p": whole, "q": whole})
     assert list(joined["runs"]) == ["p/x", "q/x"]
     assert joined["comparisons"]["p/x/q/x"]["tau_ratio_95"] == (1.0, 1.0)
+    longer = whole | {"parts": [part | {"benchmark": bench | {"max_new_tokens": 9}}]}
+    for other, says in (
+        (longer, "max_new_tokens: 5 in p, 9 in q; report runs of one max_new_tokens together"),
+        (whole | {"dtype": "bfloat16"}, "dtype: float32 in p, bfloat16 in q"),
+        (whole | {"target": "u"}, "target: t in p, u in q"),
+    ):
+        with pytest.raises(UserError, match=says):
+            join({"p": whole, "q": other})
+
+
+def test_prompts_of_one_name_and_other_text_are_no_pair():
+    sums = {"task_id": ["p/1", "p/2"], "digest": ["a", "b"], "accepted": [5, 6], "cycles": [10, 10]}
+    other = sums | {"digest": ["a", "c"], "accepted": [10, 0]}
+    assert compare({"x": {"by_prompt": sums}, "y": {"by_prompt": other}})["x/y"]["prompts"] == 1
+
+
+def test_the_chat_template_gets_the_targets_options(place, tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is false %}<none>{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "target")
+    make_target().save_pretrained(tmp_path / "target")
+    plain, none = (encode(tokenizer, "hi", options) for options in ({}, {"enable_thinking": False}))
+    assert tokenizer.decode(plain[0]) == "hi"
+    assert tokenizer.decode(none[0]) == "hi<none>"
+    yaml = "target:\n  model: {}\n  dtype: float32\n  template_options: {{enable_thinking: {}}}\n"
+    lengths = []
+    for thinking in ("true", "false"):
+        (tmp_path / "tiny.yaml").write_text(yaml.format(tmp_path / "target", thinking))
+        options = (f"--target={tmp_path}/tiny.yaml", "--limit=1")
+        assert main(command(place, tmp_path / thinking, *options)) == 0
+        lengths.append(json.loads((tmp_path / thinking / "evaluation.jsonl").read_text())["prompt_tokens"])
+    assert lengths[1] == lengths[0] + len(tokenizer("<none>")["input_ids"])
+    # The same file may not go on with the other template.
+    assert main(command(place, tmp_path / "true", *options)) == 2
+
+
+def test_processors_of_the_generation_config_are_left_out_and_named(place, tmp_path, capsys):
+    target = make_target()
+    target.generation_config.repetition_penalty = 1.5
+    target.save_pretrained(tmp_path / "target")
+    make_tokenizer().save_pretrained(tmp_path / "target")
+    assert main(command(place, tmp_path / "out", f"--target={tmp_path}/target", "--limit=1")) == 0
+    assert "note: repetition_penalty 1.5 of the target's generation_config left out" in capsys.readouterr().out
+    assert record_of(tmp_path / "out")["lossless"] is True
+
+
+def test_rows_of_a_target_whose_weights_changed_are_refused(place, tmp_path, capsys):
+    shutil.copytree(place / "target", tmp_path / "target")
+    words = command(place, tmp_path / "out", f"--target={tmp_path}/target", "--limit=1")
+    assert main(words) == 0
+    weights = load_file(tmp_path / "target/model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, tmp_path / "target/model.safetensors", metadata={"format": "pt"})
+    assert main(words) == 2
+    assert "holds results of another target" in capsys.readouterr().err
+
+
+def test_answers_of_one_token_are_left_out_of_intervals_and_refused_alone(place, tmp_path, capsys):
+    """A target whose every answer ends at once has nothing to draft."""
+    target = make_target()
+    target.generation_config.eos_token_id = list(range(target.config.vocab_size))
+    target.save_pretrained(tmp_path / "target")
+    make_tokenizer().save_pretrained(tmp_path / "target")
+    assert main(command(place, tmp_path / "out", f"--target={tmp_path}/target")) == 2
+    assert "all 3 answers end with their first token" in capsys.readouterr().err
 
 
 def test_divergence_finds_the_place_and_the_gap():

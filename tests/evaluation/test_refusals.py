@@ -1,8 +1,10 @@
 """Every mistake of a user is one line that says what to do, with status 2."""
 
 import json
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from specauf.cli import main
 from tests.builder.conftest import make_target
@@ -19,6 +21,22 @@ CASES = {
     "unknown name": (["--benchmarks=[humanevil]"], "unknown benchmark 'humanevil'. Did you mean humaneval?"),
     "limit": (["--limit=0"], "limit is 0"),
     "temperature": (["--temperatures=[-1]"], "temperature: -1.0 found"),
+    "no temperature": (["--temperatures=[]"], "temperatures: none given"),
+    "temperature twice": (["--temperatures=[0, 0]"], "temperatures: 0.0 given twice"),
+    "temperature that is no number": (["--temperatures=[.nan]"], "temperature: nan found"),
+    "temperature too near 0": (["--temperatures=[1e-45]"], "temperature: 1e-45 found"),
+    "one token": (["--max_new_tokens=1"], "max_new_tokens is 1: give at least 2"),
+    "no benchmark": (["--benchmarks=[]"], "benchmarks: none given"),
+    "two files of one name": (["--benchmarks=[{tmp}/p.jsonl, {tmp}/sub/p.jsonl]"], "benchmarks: p given twice"),
+    "block size twice": (["--block_sizes=[3, 3]"], "block_sizes: 3 given twice"),
+    "no such device": (["--device=gpu0"], "device: gpu0 found; cpu, cuda or cuda:N expected"),
+    "no such card": (["--device=cuda:99"], "device: cuda:99 found"),
+    "out is a file": (["--out={tmp}/broken.jsonl"], "broken.jsonl: File exists"),
+    "a damaged target": (["--target={tmp}/cut"], "cannot be loaded: "),
+    "an incomplete target": (
+        ["--target={tmp}/lacking"],
+        "1 tensors are missing from its weights, the first model.layers.3",
+    ),
     "top_p": (["--temperatures=[1]", "--top_p=2"], "top_p: 2.0 found"),
     "block size": (["--block_sizes=[9]"], "block_sizes: 9 found, 2 to 6 expected"),
     "target": (["--target=nosuch"], "nosuch"),
@@ -41,6 +59,14 @@ def test_evaluate_refuses_in_one_line(case, place, tmp_path, capsys):
 
         make_tokenizer().save_pretrained(tmp_path / "other")
     options, says = CASES[case]
+    if "{tmp}/lacking" in options[0] or "{tmp}/cut" in options[0]:
+        for name in ("lacking", "cut"):
+            shutil.copytree(place / "target", tmp_path / name)
+        weights = load_file(place / "target/model.safetensors")
+        del weights["model.layers.3.mlp.up_proj.weight"]
+        save_file(weights, tmp_path / "lacking/model.safetensors", metadata={"format": "pt"})
+        whole = (place / "target/model.safetensors").read_bytes()
+        (tmp_path / "cut/model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert main(command(place, tmp_path / "out", *(o.format(tmp=tmp_path) for o in options))) == 2
     error = capsys.readouterr().err
     assert says in error
@@ -77,7 +103,7 @@ def test_report_refuses_what_is_no_evaluation(tmp_path, capsys):
     (tmp_path / "evaluation.json").write_text(json.dumps({"format": 99}))
     for source, says in (
         (tmp_path / "nosuch", "does not exist"),
-        (tmp_path, "format 99 found, 1 expected"),
+        (tmp_path, "format 99 found, 2 expected"),
         (tmp_path / "evaluation.json", "format 99 found"),
     ):
         assert main(["report", str(source)]) == 2

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from specauf.evaluation.summary import (
     bootstrap_ratio,
+    bootstrap_speedup,
     bootstrap_tau,
     conditional_acceptance,
     survival,
@@ -50,3 +51,19 @@ def test_ratio_is_paired_over_prompts():
     unpaired = np.divide(*bootstrap_tau(easier)[::-1])
     assert 1.0 < low < high
     assert high / low < unpaired
+
+
+def test_the_interval_of_a_speed_up_holds_it_when_answers_differ_in_length():
+    """Many short answers that gain nothing, a few long ones that gain much."""
+    tokens = np.array([100.0] * 8 + [4.0] * 24)
+    base_tokens = tokens + 1
+    base_seconds, seconds = base_tokens * 0.1, np.where(tokens > 50, tokens * 0.06, tokens * 0.1)
+    point = (tokens.sum() / seconds.sum()) / (base_tokens.sum() / base_seconds.sum())
+    low, high = bootstrap_speedup(tokens, seconds, base_tokens, base_seconds)
+    assert low < point < high
+    assert bootstrap_speedup(tokens, seconds, tokens, seconds) == (1.0, 1.0)
+
+
+def test_prompts_without_a_cycle_change_no_interval():
+    assert bootstrap_tau([*ACCEPTED, [], []], draws=50) == bootstrap_tau(ACCEPTED, draws=50)
+    assert bootstrap_ratio([*ACCEPTED, []], [*ACCEPTED, []]) == (1.0, 1.0)

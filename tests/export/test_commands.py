@@ -1,7 +1,9 @@
 """`specauf export` and `specauf import` as a user runs them, from a run directory that `specauf fit` wrote."""
 
+import functools
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,9 @@ from specauf.cache import open_cache
 from specauf.cli import main
 from specauf.drafters import DFlashDrafter, DominoSpec, MaskedSpec
 from specauf.errors import UserError
+from specauf.evaluation import cli as evaluation_cli
+from specauf.evaluation.cli import evaluate_command
+from specauf.evaluation.settings import Setting
 from specauf.export import TargetFacts, export_speculators, export_zlab
 from tests.export.conftest import change, config, same, tensors
 from tests.training.conftest import write_tiny_cache
@@ -82,9 +87,21 @@ def test_a_checkpoint_file_gives_the_same_weights_as_its_run(run, tmp_path):
     assert same(tensors(tmp_path / "a"), tensors(tmp_path / "b"))
 
 
-def test_the_card_says_what_the_run_was(run, tmp_path):
+def _asked(command, asked):
+    """The command's options, kept instead of obeyed."""
+
+    @functools.wraps(command)
+    def keep(**options):
+        asked.update(options)
+
+    return keep
+
+
+def test_the_card_says_what_the_run_was(run, tmp_path, monkeypatch):
     evaluation = {
-        "target": "tiny", "benchmark": {"name": "humaneval", "prompts": 32, "max_new_tokens": 128},
+        "target": "tiny", "dtype": "float32",
+        "benchmark": Setting(128, block_size=4).to_dict()
+        | {"name": "humaneval", "prompts": 32, "setting": "greedy, block 4"},
         "environment": {"date": "2026-11-24"},
         "runs": {"auf": {"tau_pooled": 2.345, "tau_pooled_95": [2.1, 2.5], "tau_per_prompt": 2.4}},
     }  # fmt: skip
@@ -97,7 +114,14 @@ def test_the_card_says_what_the_run_was(run, tmp_path):
     assert "AcceptUntilFail" in card.split("- Objective: ")[1].splitlines()[0]
     assert "- Optimizer steps: 2" in card
     measured = next(line for line in card.splitlines() if line.startswith("- 2.345"))
-    assert "`specauf evaluate auf --target tiny --benchmark humaneval --limit 32 --max_new_tokens 128`" in measured
+    assert "humaneval, 32 prompts, greedy, block 4; `specauf evaluate auf --target tiny" in measured
+    asked = {}
+    command = shlex.split(measured.split("`")[1])
+    monkeypatch.setattr(evaluation_cli, "evaluate_command", _asked(evaluate_command, asked))
+    assert main(command[1:]) == 0
+    assert (asked["drafters"], asked["target"], asked["benchmarks"]) == (["auf"], "tiny", ["humaneval"])
+    assert (asked["limit"], asked["max_new_tokens"], asked["dtype"]) == (32, 128, "float32")
+    assert (asked["temperatures"], asked["block_sizes"]) == ([0], [4])
     assert "2026-11-24" in measured
     for words in ("DFlashDraftModel.from_pretrained", "vllm serve", "sglang.launch_server", "convert_hf_to_gguf.py"):
         assert words in card

@@ -1,5 +1,6 @@
 """Study files are checked before hours are spent, and tables follow from the JSON records alone."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from specauf.errors import UserError
 from studies.plan import FOLDER, Curve, Group, read_study
 from studies.plots import plot_curve
 from studies.records import gain, gain_over_seeds, tau
-from studies.tables import compare, curve_table, gains, table
+from studies.tables import compare, curve_table, gains, table, write_tables
 
 
 def record(loss: str, seed: int, accepted: list[int], cycles: list[int]) -> dict[str, Any]:
@@ -60,6 +61,22 @@ def test_a_wrong_study_is_one_line(tmp_path: Path, change: dict[str, Any], messa
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(raw | change))
     with pytest.raises(UserError, match=message):
         read_study(str(tmp_path / "mine.yaml"))
+
+
+def test_a_study_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("caches: [\n")
+    with pytest.raises(UserError, match=r"mine\.yaml is not YAML: "):
+        read_study(str(tmp_path / "mine.yaml"))
+
+
+def test_results_of_different_benchmarks_are_not_put_into_one_table(tmp_path: Path) -> None:
+    study = read_study("reduced")
+    for seed, name in ((0, "b"), (1, "c")):
+        found = record("auf", seed, [1], [2])
+        found["benchmarks"] = {name: found["benchmarks"]["b"]}
+        (tmp_path / f"g-auf-{seed}.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"benchmarks: b in .*g-auf-0\.json, c in .*g-auf-1\.json"):
+        write_tables(study, tmp_path)
 
 
 def test_an_unknown_study_lists_the_known() -> None:
