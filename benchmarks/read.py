@@ -90,10 +90,11 @@ def store(folder: Path, documents: list[BuiltDocument], args: argparse.Namespace
         str(folder), who, config={}, embed_tokens=torch.zeros(args.vocab, 1), lm_head=None, tokenizer=NoTokenizer(),
         codec=codec,
     )  # fmt: skip
-    for number in range(-(-len(documents) // args.shard)):
+    shards = -(-len(documents) // args.shard)
+    for number in range(shards):
         part = documents[number * args.shard : (number + 1) * args.shard]
         write_shard(str(folder), number, part, StorageSpec(who, codec))
-    write_manifest(str(folder), who)
+    write_manifest(str(folder), who, shards)
     return codec
 
 

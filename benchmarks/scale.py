@@ -58,7 +58,7 @@ def write_cache(folder: Path, args: argparse.Namespace, *, k: int, shards: int) 
     started = time.perf_counter()
     for number in range(shards):
         write_shard(str(folder), number, documents, StorageSpec(who, codec))
-    write_manifest(str(folder), who)
+    write_manifest(str(folder), who, shards)
     seconds = time.perf_counter() - started
     counts = open_cache(str(folder)).manifest.counts
     return {

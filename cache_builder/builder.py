@@ -1,15 +1,16 @@
 """Building a cache: lock, plan, target, first shard with the feature fit, all other shards, manifest."""
 
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
 
 import torch
 from safetensors.numpy import load
 from torch import Tensor
 
 from cache_builder.chat import ChatRenderer
-from cache_builder.config import BUILD, BuildConfig, told
+from cache_builder.config import BUILD, BuildConfig, read_told, told
 from cache_builder.document import BuiltDocument
 from cache_builder.documents import Advance, DocumentMaker
 from cache_builder.features import fit_features, reconstruction_error
@@ -21,16 +22,16 @@ from cache_builder.writer import (
     StorageSpec,
     begin,
     committed_shards,
-    shard_name,
+    fields_that_differ,
     write_manifest,
     write_shard,
     write_target,
 )
 from specauf.cache.features import FeatureCodec
-from specauf.cache.location import Location
+from specauf.cache.location import Location, sha256
 from specauf.cache.objects import read_checked
 from specauf.cache.reader import FEATURE_FIT, MANIFEST, TARGET
-from specauf.cache.schema import CommitRecord, FeatureKind, Identity, Manifest, from_json, to_json
+from specauf.cache.schema import CommitRecord, FeatureKind, Identity, Manifest, from_json, open_sealed, to_json
 from specauf.errors import UserError
 from specauf.targets import load_target
 
@@ -58,33 +59,70 @@ class Build:
         committed = committed_shards(self.config.out, self.identity)
         return [n for n in range(self.plan.num_shards) if n not in committed]
 
-    def claim(self) -> None:
+    def claim(self, again: Collection[str] = ()) -> None:
         """Mark the directory as this build's; only the first rank does.
 
+        Args:
+            again: damaged parts; nothing of them is thrown away before the directory is known to be this build's.
+
         Raises:
-            UserError: the directory holds another cache.
+            UserError: the directory holds another cache, or was begun with another setting of storage.
         """
         place = Location(self.config.out)
-        place.sweep()
         files = place.files() if place.exists() else {}
-        if not {MANIFEST, IDENTITY} & files.keys() and committed_shards(self.config.out, self.identity):
+        readable = files.keys() - ({MANIFEST} & set(again))
+        if not {MANIFEST, IDENTITY} & readable and committed_shards(self.config.out, self.identity):
             # The manifest was lost or thrown away; the commit records say that the shards are this build's.
             place.write(IDENTITY, to_json(self.identity))
-        begin(self.config.out, self.identity)
-        place.write(BUILD, told(self.config))
+        begin(self.config.out, self.identity, damaged_manifest=MANIFEST in again)
+        if not self._told_before(place, files):
+            place.write(BUILD, told(self.config))
+        place.sweep()
+        for name in again:
+            if name == MANIFEST:
+                place.remove(MANIFEST)
+            elif name != TARGET:
+                place.remove(f"{name}.json")
 
-    def prepare(self, advance: Advance) -> None:
+    def _told_before(self, place: Location, files: Collection[str]) -> bool:
+        """Whether the build that began the cache left its settings there; they stay as they are.
+
+        Raises:
+            UserError: it stored features otherwise, so that shards would not be alike.
+        """
+        if BUILD not in files:
+            return False
+        try:
+            before = read_told(place.read(BUILD), self.config.out)
+        except UserError:
+            return False  # damaged: written again
+        if before.compress_features != self.config.compress_features:
+            raise UserError(
+                f"compress_features: {before.compress_features} in the build that began {self.config.out}, "
+                f"{self.config.compress_features} now: give the same, or another --out"
+            )
+        return True
+
+    def prepare(self, advance: Advance, *, again: bool = False) -> None:
         """Fit how features are stored, and store the target; only the first rank does, before any other shard.
+
+        Args:
+            advance: reports progress.
+            again: also where the target is stored already, for its files are damaged.
 
         Raises:
             UserError: the sample is too small for the sketch, or what `build_shard` raises.
         """
-        if f"{TARGET}.json" in Location(self.config.out).files():
+        if f"{TARGET}.json" in Location(self.config.out).files() and not again:
             return
-        # Scales and basis come from the first shard, so that one rank or many fit the same.
-        documents, drops = self._make(0, advance)
-        codec, errors = self.fit(documents)
-        write_target(
+        before, codec = self._stored_fit()
+        first: tuple[int, list[BuiltDocument], dict[str, int]] | None = None
+        errors: list[float] = []
+        if codec is None:
+            # Scales and basis come from the first shard with a document, so that one rank or many fit the same.
+            first = self._first(advance)
+            codec, errors = self.fit(first[1])
+        record = write_target(
             self.config.out,
             self.identity,
             config={name: v for name, v in self.target.model.config.to_dict().items() if name != "_name_or_path"},
@@ -96,8 +134,56 @@ class Build:
         if errors:
             said = ", ".join(f"{tap}: {error:.3f}" for tap, error in zip(self.target.taps, errors, strict=True))
             print(f"features: {codec.kind}, relative squared error by tap {said}", file=sys.stderr)
-        if 0 in self.missing():
-            self._write(0, documents, drops, codec)
+        fit = record.objects.get(FEATURE_FIT)
+        if fit is not None and fit.sha256 != before:
+            # Codes of another fit would be decoded wrongly, and no digest could tell.
+            self._forget_shards()
+        if first is not None and first[0] in self.missing():
+            self._write(*first, codec)
+
+    def _stored_fit(self) -> tuple[str | None, FeatureCodec | None]:
+        """Digest of the fit that the shards were stored with, as far as it is known, and the fit where it is whole."""
+        place = Location(self.config.out)
+        try:
+            record = from_json(CommitRecord, place.read(f"{TARGET}.json"), TARGET)
+            digest = record.objects[FEATURE_FIT].sha256
+        except (FileNotFoundError, KeyError, UserError):
+            digest = None
+        try:
+            data = place.child(TARGET).read(FEATURE_FIT)
+        except FileNotFoundError:
+            return digest, None
+        if digest is None or sha256(data) != digest:
+            return digest or sha256(data), None
+        return digest, load_codec(self.config.out, self.identity)
+
+    def _first(self, advance: Advance) -> tuple[int, list[BuiltDocument], dict[str, int]]:
+        """Number, documents and drops of the first shard of which anything is left."""
+        committed = committed_shards(self.config.out, self.identity)
+        total: Counter[str] = Counter(self.plan.drops)
+        for number in range(self.plan.num_shards):
+            if number in committed and not committed[number].counts.documents:
+                total.update(committed[number].drops)
+                continue
+            documents, drops = self.maker.make(self.plan.shard(number), advance)
+            if documents:
+                return number, documents, drops
+            total.update(drops)
+            self._write(number, [], drops, FeatureCodec("none", 0))
+        said = ", ".join(f"{n} {reason}" for reason, n in sorted(total.items()))
+        raise UserError(f"corpus {self.config.corpus}: no document is left ({said}): relax what drops them")
+
+    def _forget_shards(self) -> None:
+        """Let every stored document be made again."""
+        place = Location(self.config.out)
+        stored = [r.name for r in committed_shards(self.config.out, self.identity).values() if r.counts.documents]
+        if stored:
+            print(
+                f"features were fitted anew and came out otherwise: {len(stored)} shards are made again",
+                file=sys.stderr,
+            )
+        for name in stored:
+            place.remove(f"{name}.json")
 
     def fit(self, documents: list[BuiltDocument]) -> tuple[FeatureCodec, list[float]]:
         """`fit_codec` on some documents, as this build stores features."""
@@ -113,24 +199,14 @@ class Build:
         """Make one shard and commit it.
 
         Raises:
-            UserError: the target gives NaN, the disk is full, or no document of the shard is left.
+            UserError: the target gives NaN, or the disk is full.
         """
-        documents, drops = self._make(number, advance)
+        documents, drops = self.maker.make(self.plan.shard(number), advance)
         self._write(number, documents, drops, codec)
 
     def finish(self) -> Manifest:
         """Write the manifest."""
-        return write_manifest(self.config.out, self.identity, self.plan.drops)
-
-    def _make(self, number: int, advance: Advance) -> tuple[list[BuiltDocument], dict[str, int]]:
-        documents, drops = self.maker.make(self.plan.shard(number), advance)
-        if not documents:
-            counts = ", ".join(f"{reason} {n}" for reason, n in sorted(drops.items()))
-            raise UserError(
-                f"{shard_name(number)}: none of its {len(self.plan.shard(number))} documents is left ({counts}): "
-                "raise --documents_per_shard, or relax what drops them"
-            )
-        return documents, drops
+        return write_manifest(self.config.out, self.identity, self.plan.num_shards, self.plan.drops)
 
     def _write(self, number: int, documents: list[BuiltDocument], drops: dict[str, int], codec: FeatureCodec) -> None:
         spec = StorageSpec(self.identity, codec, self.config.compress_features, self.target.device)
@@ -151,9 +227,27 @@ def open_build(config: BuildConfig, *, device: torch.device | str = "cpu") -> Bu
     renderer = ChatRenderer(tokenizer, target.stop_ids, config.target.template_options)
     if plan.conversation(0).text is None:
         renderer.require_template()
-    identity = make_identity(config, plan, target)
+    identity = _as_begun(config.out, make_identity(config, plan, target))
     maker = DocumentMaker(config, plan, target, renderer, identity.mask_token_id)
     return Build(config, plan, target, maker, identity)
+
+
+def _as_begun(out: str, identity: Identity) -> Identity:
+    """The identity under which another release began this cache, where nothing else differs: it goes on under that."""
+    place = Location(out)
+    for name in (MANIFEST, IDENTITY):
+        try:
+            data = place.read(name)
+            found = open_sealed(data, name).identity if name == MANIFEST else from_json(Identity, data, name)
+        except (FileNotFoundError, NotADirectoryError, UserError):
+            continue  # `begin` says what is wrong
+        if fields_that_differ(asdict(found), asdict(identity)).keys() == {"code_version"}:
+            print(
+                f"{out} was begun by specauf {found.code_version} and goes on with {identity.code_version}",
+                file=sys.stderr,
+            )
+            return found
+    return identity
 
 
 def load_codec(out: str, identity: Identity) -> FeatureCodec:

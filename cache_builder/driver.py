@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -22,6 +22,7 @@ from cache_builder.documents import Advance
 from cache_builder.lock import BuildLock
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location
+from specauf.cache.reader import TARGET
 from specauf.cache.schema import Manifest
 from specauf.errors import UserError
 from specauf.progress import Advance as Show
@@ -31,11 +32,12 @@ from specauf.progress import progress
 PATIENCE = datetime.timedelta(days=7)
 
 
-def build(config: BuildConfig) -> Manifest | None:
+def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
     """Build a cache, or finish one that was begun.
 
     Args:
         config: of the build.
+        again: names of damaged parts of a cache that is there, to be made again: shards, `target`, `manifest.json`.
 
     Returns:
         The manifest; None on ranks other than the first.
@@ -54,11 +56,11 @@ def build(config: BuildConfig) -> Manifest | None:
         work = open_build(config, device=device_of(config))
         show: Show = _silent
         if first:
-            work.claim()
+            work.claim(again)
             documents = len(work.plan.numbers)
             done = documents - sum(len(work.plan.shard(n)) for n in work.missing())
             show = stack.enter_context(progress("build", float(documents), unit="documents", initial=float(done)))
-            work.prepare(_advance(show, 1, lock))
+            work.prepare(_advance(show, 1, lock), again=TARGET in again)
         _run(work, _advance(show, world, lock))
         return work.finish() if first else None
 
@@ -85,13 +87,26 @@ def _run(work: Build, advance: Advance) -> None:
             enable_model_summary=False,
         )
         trainer.predict(module, return_predictions=False)
-    errors = [module.error]
+    ends: list[Any] = [(module.error, module.interrupted)]
     if torch.distributed.is_initialized():
-        errors = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(errors, module.error)
-    if module.interrupted:
+        ends = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(ends, (module.error, module.interrupted))
+    require_all_done(ends)
+
+
+def require_all_done(ends: Sequence[tuple[str | None, bool]]) -> None:
+    """Let no rank go on to finish the cache when one of them did not come to its end.
+
+    Args:
+        ends: of each rank its error, and whether it was interrupted.
+
+    Raises:
+        KeyboardInterrupt: one was interrupted.
+        UserError: what the first rank that failed says.
+    """
+    if any(interrupted for _, interrupted in ends):
         raise KeyboardInterrupt
-    for error in errors:
+    for error, _ in ends:
         if error is not None:
             raise UserError(error)
 

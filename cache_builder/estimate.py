@@ -76,8 +76,10 @@ def estimate(config: BuildConfig, sample: int | None) -> Estimate:
         sample: documents to build; as many as are answered at once when not given.
 
     Raises:
-        UserError: as a build.
+        UserError: the sample is empty, or as a build.
     """
+    if sample is not None and sample < 1:
+        raise UserError(f"sample is {sample}, expected 1 or more: set --sample")
     work = open_build(config, device=device_of(config))
     count = min(len(work.plan.numbers), config.batch_size if sample is None else sample)
     numbers = sorted({int(n) for n in np.linspace(0, len(work.plan.numbers) - 1, count)})
@@ -102,7 +104,7 @@ def estimate(config: BuildConfig, sample: int | None) -> Estimate:
         target_bytes = sum(Location(folder).files().values())
         spec = StorageSpec(work.identity, codec, config.compress_features, work.target.device)
         write_shard(folder, 0, documents, spec)
-        manifest = write_manifest(folder, work.identity)
+        manifest = write_manifest(folder, work.identity, 1)
     seconds = time.monotonic() - started
     scale = len(work.plan.numbers) / len(numbers)
     counts = manifest.counts

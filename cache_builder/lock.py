@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from specauf.cache.location import Location
+from specauf.cache.location import TEMPORARY, Location
 from specauf.cache.reader import LOCK
 from specauf.errors import UserError
 
@@ -113,7 +113,7 @@ class BuildLock:
         local = self.place.local
         if local is None:
             return
-        grave = local / f"builder-dead.tmp-{self.me.pid}"
+        grave = local / f"builder-dead{TEMPORARY}{self.me.pid}"
         try:
             (local / LOCK).rename(grave)
         except FileNotFoundError:
@@ -122,7 +122,7 @@ class BuildLock:
         if moved.token != dead.token:
             # A living heir was faster, and this was its lock: put it back.
             with contextlib.suppress(FileExistsError):
-                os.link(grave, local / LOCK)
+                _place_once(grave, local / LOCK)
             grave.unlink()
             raise self._taken(moved)
         grave.unlink()
@@ -137,11 +137,10 @@ class BuildLock:
             if winner is not None and winner.token != self.me.token:
                 raise self._taken(winner)
             return
-        # Written aside and linked into place: exclusive, and never half written.
-        draft = f"builder.draft-{self.me.pid}"
+        draft = f"builder{TEMPORARY}{self.me.pid}"
         self.place.write(draft, data)
         try:
-            os.link(local / draft, local / LOCK)
+            _place_once(local / draft, local / LOCK)
         except FileExistsError:
             raise self._taken(self._read() or self.me) from None
         finally:
@@ -156,6 +155,22 @@ class BuildLock:
             # A full disk is for the builder to report; the lock then just looks old.
             with contextlib.suppress(UserError):
                 self.place.write(LOCK, json.dumps(asdict(self.me) | {"beat": time.time()}).encode())
+
+
+def _place_once(draft: Path, lock: Path) -> None:
+    """Give a file written aside its final name, unless another has it: exclusive, and never half written.
+
+    Raises:
+        FileExistsError: another has it.
+    """
+    try:
+        os.link(draft, lock)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without hard links: exclusive all the same, but a reader may meet it empty, as a dead owner's.
+        with lock.open("xb") as file:
+            file.write(draft.read_bytes())
 
 
 def _host() -> str:

@@ -1,12 +1,15 @@
 """Checking a cache, and building its bad parts again."""
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cache_builder.config import BUILD, read_told
 from specauf.cache.integrity import Problem, verify
 from specauf.cache.location import Location
-from specauf.cache.reader import MANIFEST, TARGET, open_cache
+from specauf.cache.reader import MANIFEST, TARGET, Cache, open_cache
+from specauf.cache.schema import CommitRecord, is_sealed
 from specauf.errors import UserError
 from specauf.progress import progress
 
@@ -49,12 +52,15 @@ def check(where: str) -> Verdict:
         UserError: there is no cache, or its manifest cannot be read.
     """
     cache = open_cache(where)
-    with progress("verify", float(cache.num_shards), unit="shards", initial=0.0) as advance:
-        return Verdict(where, cache.num_shards, verify(cache, lambda: advance(1.0)), [])
+    shards = len(cache.manifest.shards)
+    with progress("verify", float(shards), unit="shards", initial=0.0) as advance:
+        return Verdict(where, shards, verify(cache, lambda: advance(1.0)), [])
 
 
 def repair(where: str, accelerator: Literal["auto", "cpu", "gpu"] = "auto") -> Verdict:
     """Check a cache, build again what is bad, and check it once more.
+
+    A repair that cannot be done leaves the cache as it was.
 
     Raises:
         UserError: there is no cache, the corpus or the target is no longer what it was, or what `build` raises.
@@ -62,12 +68,15 @@ def repair(where: str, accelerator: Literal["auto", "cpu", "gpu"] = "auto") -> V
     place = Location(where)
     try:
         found = check(where)
+        if removed := _remove_strays(open_cache(where)):
+            found = replace(check(where), repaired=removed)
         bad = sorted({p.shard for p in found.problems} & {TARGET, *_shards(where)})
     except UserError:
-        if BUILD not in place.files():
-            raise
+        files = place.files()
+        if BUILD not in files or (MANIFEST in files and is_sealed(place.read(MANIFEST))):
+            raise  # nothing to go by, or a whole manifest of another format
         # The manifest cannot be read; commit records and what the build was told are enough to write it again.
-        bad = [MANIFEST]
+        found, bad = Verdict(where, 0, [], []), [MANIFEST]
     if not bad:
         return found
     if BUILD not in place.files():
@@ -77,11 +86,29 @@ def repair(where: str, accelerator: Literal["auto", "cpu", "gpu"] = "auto") -> V
     config = read_told(place.read(BUILD), where, accelerator=accelerator)
     from cache_builder.driver import build
 
-    for name in bad:
-        place.remove(name if name == MANIFEST else f"{name}.json")
-    build(config)
+    build(config, bad)
     after = check(where)
-    return Verdict(where, after.shards, after.problems, bad)
+    return Verdict(where, after.shards, after.problems, [*found.repaired, *bad])
+
+
+def _remove_strays(cache: Cache) -> list[str]:
+    """Delete objects inside shards and the target that no commit record names; returns their names."""
+    removed = []
+    for folder, record in _records(cache):
+        place = cache.place.child(folder)
+        for name in sorted(place.files().keys() - record.objects.keys()):
+            place.remove(name)
+            removed.append(f"{folder}/{name} (removed)")
+    return removed
+
+
+def _records(cache: Cache) -> Iterator[tuple[str, CommitRecord]]:
+    """Every folder with its commit record, where that is whole."""
+    for entry in cache.manifest.shards:
+        with contextlib.suppress(UserError):
+            yield f"{entry.name}.zarr", cache.record(entry)
+    with contextlib.suppress(UserError):
+        yield TARGET, cache.target_record
 
 
 def _shards(where: str) -> list[str]:

@@ -50,7 +50,7 @@ def shrink(
     k: int | None = None,
     features: FeatureKind | None = None,
     sketch_rank: int | None = None,
-    compress_features: bool = False,
+    compress_features: bool | None = None,
 ) -> Manifest:
     """Write the smaller cache; a run that was killed goes on where it stopped.
 
@@ -60,7 +60,7 @@ def shrink(
         k: log-probabilities kept per row; the source's when None.
         features: how taps are stored; as in the source when None.
         sketch_rank: of a sketch; the source's rank, or else the target's hidden size, when None.
-        compress_features: also compress their arrays.
+        compress_features: also compress their arrays; as in the source when None.
 
     Raises:
         UserError: the source does not hold what is asked for, is damaged, or `out` holds another cache.
@@ -77,16 +77,18 @@ def shrink(
             record = cache.target_record
             files = read_checked(cache.place.child(TARGET), record, list(record.objects))
             write_target_files(out, identity, files, _codec(cache, identity))
+        if compress_features is None:
+            compress_features = _compressed(cache)
         spec = StorageSpec(identity, load_codec(out, identity), compress_features)
         done = committed_shards(out, identity)
         for number in range(cache.num_shards):
             lock.check()
             if number not in done:
-                record = cache.record(cache.manifest.shards[number])
+                record = cache.record(cache.entries[number])
                 arrays = smaller_arrays(cache, number, spec)
                 write_arrays(out, number, arrays, spec, record.counts.argmax_is_data_sum, record.drops)
             advance(1)
-        return write_manifest(out, identity, _drops_of_plan(cache))
+        return write_manifest(out, identity, cache.num_shards, _drops_of_plan(cache))
 
 
 def smaller_identity(cache: Cache, k: int | None, features: FeatureKind | None, sketch_rank: int | None) -> Identity:
@@ -128,6 +130,14 @@ def smaller_arrays(cache: Cache, number: int, spec: StorageSpec) -> Arrays:
         codec = _first_columns(old.sketch_rank, new.sketch_rank) if old.features == "sketch" else spec.codec
         arrays |= feature_arrays(list(_features(cache, stored)), codec)
     return arrays
+
+
+def _compressed(cache: Cache) -> bool:
+    """Whether a cache's features are compressed, by the metadata of its first shard's array."""
+    record = cache.record(cache.entries[0])
+    names = [name for field in ("features", "sketch") if (name := f"{field}/zarr.json") in record.objects]
+    found = read_checked(cache.place.child(f"{record.name}.zarr"), record, names)
+    return any('"blosc"' in data.decode() for data in found.values())
 
 
 def _fewer(stored: Arrays, new: Identity) -> Arrays:
@@ -181,9 +191,9 @@ def _codec(cache: Cache, new: Identity) -> FeatureCodec:
 
 
 def _drops_of_plan(cache: Cache) -> dict[str, int]:
-    """Documents that were left out before any shard was made."""
+    """Documents that were left out before any shard was made, or with all others of their shard."""
     left = dict(cache.manifest.drops)
-    for entry in cache.manifest.shards:
+    for entry in cache.entries:
         for reason, count in cache.record(entry).drops.items():
             left[reason] -= count
     return {reason: count for reason, count in left.items() if count}

@@ -73,8 +73,13 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}"
 
 
-def begin(cache_dir: str, identity: Identity) -> None:
+def begin(cache_dir: str, identity: Identity, *, damaged_manifest: bool = False) -> None:
     """Mark a directory as this cache's, or check that it is: the first thing a build does.
+
+    Args:
+        cache_dir: the directory.
+        identity: of the cache.
+        damaged_manifest: there is one, and it cannot be read; the other files say whose the directory is.
 
     Raises:
         UserError: the directory is a file, or holds a cache of another identity; names fields with both values.
@@ -82,7 +87,8 @@ def begin(cache_dir: str, identity: Identity) -> None:
     place = Location(cache_dir)
     if place.is_file():
         raise UserError(f"{cache_dir} is a file, expected a directory for the cache: give another --out")
-    names = [n for n in place.files() if n not in (LOCK, "build.json")] if place.exists() else []
+    unasked = {LOCK, "build.json"} | ({MANIFEST} if damaged_manifest else set())
+    names = [n for n in place.files() if n not in unasked] if place.exists() else []
     if MANIFEST in names:
         found = open_sealed(place.read(MANIFEST), f"{cache_dir}/{MANIFEST}").identity
     elif IDENTITY in names:
@@ -93,7 +99,7 @@ def begin(cache_dir: str, identity: Identity) -> None:
         found = identity
     differ = [
         f"{name} is {old!r}, this build has {new!r}"
-        for name, (old, new) in _fields_that_differ(asdict(found), asdict(identity)).items()
+        for name, (old, new) in fields_that_differ(asdict(found), asdict(identity)).items()
     ]
     if differ:
         raise UserError(
@@ -103,13 +109,13 @@ def begin(cache_dir: str, identity: Identity) -> None:
         place.write(IDENTITY, to_json(identity))
 
 
-def _fields_that_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def fields_that_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Fields with both values; of mappings only the entries that differ, by their dotted names."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in sorted({*old, *new}, key=lambda name: (list(old).index(name) if name in old else len(old), name)):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            found |= {f"{name}.{key}": pair for key, pair in _fields_that_differ(a, b).items()}
+            found |= {f"{name}.{key}": pair for key, pair in fields_that_differ(a, b).items()}
         elif a != b:
             found[name] = (a, b)
     return found
@@ -175,18 +181,21 @@ def write_shard(
 ) -> CommitRecord:
     """Store documents as one shard, then its commit record; what was there before is replaced.
 
-    The same documents give the same bytes, whoever writes them.
+    The same documents give the same bytes, whoever writes them. A shard of none, for all were left out, has no arrays.
 
     Args:
         cache_dir: the cache.
         number: of the shard.
-        documents: at least one.
+        documents: in the order of the corpus.
         spec: identity and feature codec.
         drops: documents left out while this shard was made, by reason.
 
     Raises:
         UserError: a document breaks a rule of the format, or the disk is full.
     """
+    if not documents:
+        name = shard_name(number)
+        return _commit(Location(cache_dir), name, f"{name}.zarr", {}, spec.identity, Counts(), dict(drops or {}))
     arrays = shard_arrays(documents, spec.identity, spec.codec, spec.device)
     top1 = np.concatenate([d.topk_ids[:, 0] == d.tokens[d.row_index + 1] for d in documents])
     return write_arrays(cache_dir, number, arrays, spec, int(top1.sum()), drops)
@@ -241,21 +250,20 @@ def committed_shards(cache_dir: str, identity: Identity) -> dict[int, CommitReco
     return dict(sorted(records.items()))
 
 
-def write_manifest(cache_dir: str, identity: Identity, drops: Mapping[str, int] | None = None) -> Manifest:
+def write_manifest(cache_dir: str, identity: Identity, shards: int, drops: Mapping[str, int] | None = None) -> Manifest:
     """Finish a cache: sum up its commit records into the manifest.
 
     Args:
-        cache_dir: the cache, with shards 0 to n-1 committed.
+        cache_dir: the cache, with all shards committed.
         identity: of the cache.
+        shards: how many there are.
         drops: documents left out before any shard was made, by reason.
 
     Raises:
-        UserError: there is no shard, or one in between is missing.
+        UserError: a shard is missing, or none holds a document.
     """
     place, records = Location(cache_dir), committed_shards(cache_dir, identity)
-    if not records:
-        raise UserError(f"{cache_dir}: no document is left to store: see the counts of dropped documents")
-    missing = sorted(set(range(max(records) + 1)) - records.keys())
+    missing = sorted(set(range(shards)) - records.keys())
     if missing:
         raise UserError(f"{cache_dir}: {shard_name(missing[0])} is missing: run the same build again")
     counts, total = Counts(), dict(drops or {})
@@ -268,6 +276,9 @@ def write_manifest(cache_dir: str, identity: Identity, drops: Mapping[str, int] 
         stored = sum(o.bytes for o in record.objects.values())
         entries.append(ShardEntry(record.name, record.counts, stored, sha256(to_json(record))))
         _add_fields(fields, place, record)
+    if not counts.documents:
+        said = ", ".join(f"{n} {reason}" for reason, n in sorted(total.items()))
+        raise UserError(f"{cache_dir}: no document is left to store ({said}): relax what drops them")
     target = sha256(place.read(f"{TARGET}.json"))
     notes = {name: entry_of(data) for name, data in place.read_all(list(NOTES)).items()}
     manifest = Manifest(FORMAT_VERSION, identity, counts, total, fields, tuple(entries), target, notes)

@@ -24,7 +24,9 @@ from specauf.errors import UserError
 _SAFE_NAME = re.compile(r"(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+(/(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+)*")
 Data = typing.TypeVar("Data")
 _LARGE = 4 << 20  # bytes
-_TEMPORARY = re.compile(r"\.(tmp|draft)-\d+$")
+# No user's file is called so: what a killed writer left is swept away.
+TEMPORARY = ".specauf-tmp-"
+_TEMPORARY = re.compile(rf"{re.escape(TEMPORARY)}\d+$")
 
 
 def is_safe_name(name: str) -> bool:
@@ -77,11 +79,18 @@ class Location:
 
         Raises:
             FileNotFoundError: there is no such object.
+            UserError: the store does not answer, or wants credentials.
         """
         filesystem, root = self._parts
         if self.local is not None:
             return (self.local / name).read_bytes()
-        data: bytes = filesystem.cat_file(f"{root}/{name}")
+        try:
+            data: bytes = filesystem.cat_file(f"{root}/{name}")
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each store has its own
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self.url}/{name} cannot be read: {said}; check the address and credentials") from error
         return data
 
     def read_all(self, names: list[str]) -> dict[str, bytes]:
@@ -159,8 +168,8 @@ class Location:
     def sweep(self) -> None:
         """Delete temporary files of killed writers on a local disk; only for who holds the directory's lock."""
         if self.local is not None:
-            for path in self.local.rglob("*"):
-                if _TEMPORARY.search(path.name):
+            for path in self.local.rglob(f"*{TEMPORARY}*"):
+                if _TEMPORARY.search(path.name) and path.is_file():
                     path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -213,7 +222,7 @@ def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
 
 def _write_atomically(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -60,7 +60,7 @@ class Epoch(Iterator[Document]):
         self._documents = self._read()
 
     def _count(self, shard: int) -> int:
-        counts, split = self.cache.manifest.shards[shard].counts, self._settings["split"]
+        counts, split = self.cache.entries[shard].counts, self._settings["split"]
         if split is None:
             return counts.documents
         return counts.held_out_documents if split == "held_out" else counts.documents - counts.held_out_documents

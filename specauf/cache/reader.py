@@ -51,6 +51,7 @@ class Cache:
     Attributes:
         manifest: identity, counts and shards.
         fingerprint: digest of the manifest, and through it of every stored byte.
+        entries: shards that hold documents; one whose documents were all left out is in the manifest only.
     """
 
     def __init__(self, url: str) -> None:
@@ -64,7 +65,8 @@ class Cache:
         for name in [s.name for s in self.manifest.shards] + list(self.manifest.notes):
             if not is_safe_name(name) or "/" in name:
                 raise UserError(f"{url}/{MANIFEST}: name {name!r} leaves the cache: do not use this cache")
-        documents = [s.counts.documents for s in self.manifest.shards]
+        self.entries = tuple(s for s in self.manifest.shards if s.counts.documents)
+        documents = [s.counts.documents for s in self.entries]
         self.first_documents = np.concatenate([[0], np.cumsum(documents)]).astype(np.int64)
         self._known: dict[int, CommitRecord] = {}
         self._shards: OrderedDict[tuple[int, tuple[str, ...]], Shard] = OrderedDict()
@@ -77,8 +79,8 @@ class Cache:
 
     @property
     def num_shards(self) -> int:
-        """How many shards there are."""
-        return len(self.manifest.shards)
+        """How many shards hold documents."""
+        return len(self.entries)
 
     def record(self, entry: ShardEntry) -> CommitRecord:
         """A shard's commit record, checked against the manifest.
@@ -131,7 +133,7 @@ class Cache:
 
     def shard(self, number: int, fields: Collection[str] | None = None) -> Shard:
         """Read one shard whole; see `load_shard`. Its record and list of objects are read the first time only."""
-        entry = self.manifest.shards[number]
+        entry = self.entries[number]
         place, first = self.place.child(f"{entry.name}.zarr"), int(self.first_documents[number])
         record = self._known.get(number)
         if record is None:

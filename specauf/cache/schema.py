@@ -237,9 +237,18 @@ def open_sealed(data: bytes, where: str) -> Manifest:
         UserError: as `from_json`, or its bytes do not match its checksum.
     """
     manifest = from_json(Manifest, data, where)
-    if sha256(data.replace(manifest.checksum.encode(), b"", 1)) != manifest.checksum:
+    if not is_sealed(data):
         raise UserError(f"{where}: field checksum: the manifest is damaged: run cache-builder verify --repair")
     return manifest
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether a manifest, of this format or another, is what its writer wrote."""
+    try:
+        checksum = json.loads(data)["checksum"]
+        return bool(sha256(data.replace(checksum.encode(), b"", 1)) == checksum)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def from_json(kind: type[Record], data: bytes, where: str) -> Record:

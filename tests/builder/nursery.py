@@ -38,7 +38,7 @@ def kill_at(pattern: str, nth: int, moment: str) -> None:
     def fsync(descriptor: int) -> None:
         nonlocal seen, named
         path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
-        name = re.sub(r"\.tmp-\d+$", "", path)
+        name = re.sub(r"\.specauf-tmp-\d+$", "", path)
         if named:
             die()
         if name != path and re.search(pattern, name):

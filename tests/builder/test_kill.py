@@ -108,7 +108,7 @@ def expect_the_same_in_the_end(nursery: Nursery, settings: dict[str, Any], expec
     expect_no_half_truth(cache)
     assert nursery(settings)["status"] == 0
     assert digests(cache) == expected
-    assert not list(cache.rglob("*.tmp-*")), "what killed writers left is swept away"
+    assert not list(cache.rglob("*-tmp-*")), "what killed writers left is swept away"
     assert not (cache / "builder.lock").exists()
 
 

@@ -91,5 +91,5 @@ def build(
     write_fake_target(folder, who, codec)
     for number, documents in enumerate(shards):
         write_shard(str(folder), number, documents, StorageSpec(who, codec, compress_features), {"empty": 1})
-    write_manifest(str(folder), who, {"too short": 2})
+    write_manifest(str(folder), who, len(shards), {"too short": 2})
     return [d for shard in shards for d in shard]

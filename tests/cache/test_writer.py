@@ -42,7 +42,7 @@ def test_shards_may_come_in_any_order_and_twice(tmp_path):
         write_fake_target(folder, PLAIN, SPEC.codec)
         for number in order:
             write_shard(str(folder), number, shards[number], SPEC)
-        write_manifest(str(folder), PLAIN)
+        write_manifest(str(folder), PLAIN, 3)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -53,7 +53,7 @@ def test_what_a_killed_writer_left_is_replaced(tmp_path):
     (folder / "shard-00001.json").unlink()
     (folder / "manifest.json").unlink()
     (folder / "shard-00001.zarr" / "tokens" / "c" / "0").write_bytes(b"half")
-    (folder / "shard-00001.zarr" / "tokens" / "c" / "0.tmp-123").write_bytes(b"half of it")
+    (folder / "shard-00001.zarr" / "tokens" / "c" / "0.specauf-tmp-123").write_bytes(b"half of it")
     (folder / "shard-00001.zarr" / "old").mkdir()
     (folder / "shard-00001.zarr" / "old" / "zarr.json").write_bytes(b"{}")
     assert list(committed_shards(str(folder), PLAIN)) == [0]
@@ -64,18 +64,44 @@ def test_what_a_killed_writer_left_is_replaced(tmp_path):
         [document(rng, n, PLAIN, held_out=i % 5 == 4) for i, n in enumerate(shard)] for shard in ([9, 4], [7, 7])
     ]
     write_shard(str(folder), 1, documents[1], SPEC, {"empty": 1})
-    write_manifest(str(folder), PLAIN, {"too short": 2})
+    write_manifest(str(folder), PLAIN, 2, {"too short": 2})
     assert contents(folder) == whole
 
 
 def test_a_missing_shard_stops_the_manifest(tmp_path):
     begin(str(tmp_path / "c"), PLAIN)
     write_fake_target(tmp_path / "c", PLAIN, SPEC.codec)
-    with pytest.raises(UserError, match="no document is left"):
-        write_manifest(str(tmp_path / "c"), PLAIN)
-    write_shard(str(tmp_path / "c"), 1, [document(np.random.default_rng(0), 5, PLAIN)], SPEC)
-    with pytest.raises(UserError, match="shard-00000 is missing"):
-        write_manifest(str(tmp_path / "c"), PLAIN)
+    for number, missing in ((1, 0), (0, 2)):
+        write_shard(str(tmp_path / "c"), number, [document(np.random.default_rng(0), 5, PLAIN)], SPEC)
+        # The last one, too: only the plan knows how many there are.
+        with pytest.raises(UserError, match=f"shard-0000{missing} is missing"):
+            write_manifest(str(tmp_path / "c"), PLAIN, 3)
+
+
+def test_shards_of_which_nothing_is_left_count_their_drops_and_are_not_read(tmp_path):
+    folder = tmp_path / "c"
+    begin(str(folder), PLAIN)
+    write_fake_target(folder, PLAIN, SPEC.codec)
+    for number in (0, 2, 3):
+        write_shard(str(folder), number, [], SPEC, {"over_long": 2})
+    with pytest.raises(UserError, match=r"no document is left to store \(6 over_long\)"):
+        write_shard(str(folder), 1, [], SPEC)
+        write_manifest(str(folder), PLAIN, 4)
+    documents = [document(np.random.default_rng(0), n, PLAIN) for n in (5, 8)]
+    write_shard(str(folder), 1, documents, SPEC)
+    manifest = write_manifest(str(folder), PLAIN, 4)
+    assert manifest.drops == {"over_long": 6}
+    assert [s.counts.documents for s in manifest.shards] == [0, 2, 0, 0]
+    cache = open_cache(str(folder))
+    assert (len(cache), cache.num_shards) == (2, 1)
+    for shuffle in (False, True):
+        assert sorted(len(d.tokens) for d in cache.documents(shuffle=shuffle)) == [5, 8]
+    assert len(cache.document(1).tokens) == 8
+    assert verify(cache) == []
+    (folder / "shard-00002.zarr").mkdir()
+    (folder / "shard-00002.zarr/stray").write_text("x")
+    (folder / "shard-00003.json").unlink()
+    assert [p.shard for p in verify(cache)] == ["shard-00002", "shard-00003"]
 
 
 CHANGES = {
@@ -145,9 +171,9 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_commit(tmp_path, monkeypatch
             write_shard(str(folder), 0, documents, SPEC)
     assert "\n" not in str(caught.value)
     assert committed_shards(str(folder), PLAIN) == {}
-    assert not list(folder.rglob("*.tmp-*"))
+    assert not list(folder.rglob("*-tmp-*"))
     write_shard(str(folder), 0, documents, SPEC)
-    write_manifest(str(folder), PLAIN)
+    write_manifest(str(folder), PLAIN, 1)
     assert verify(open_cache(str(folder))) == []
 
 
@@ -183,7 +209,7 @@ def test_rows_cut_at_a_mass(tmp_path):
     begin(str(tmp_path / "c"), who)
     write_fake_target(tmp_path / "c", who, spec.codec)
     write_shard(str(tmp_path / "c"), 0, [replace(exact, topk_logprobs=cut)], spec)
-    write_manifest(str(tmp_path / "c"), who)
+    write_manifest(str(tmp_path / "c"), who, 1)
     (found,) = open_cache(str(tmp_path / "c")).documents()
     assert np.isneginf(cut).any()
     np.testing.assert_array_equal(np.isneginf(found.topk_logprobs), np.isneginf(cut))

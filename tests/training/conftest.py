@@ -67,7 +67,7 @@ def write_tiny_cache(folder: Path, *, documents: int = 24, per_shard: int = 8, *
     )
     for number, start in enumerate(range(0, documents, per_shard)):
         write_shard(str(folder), number, built[start : start + per_shard], StorageSpec(who, codec), {})
-    write_manifest(str(folder), who, {})
+    write_manifest(str(folder), who, -(-documents // per_shard))
     return folder
 
 
