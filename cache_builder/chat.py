@@ -1,5 +1,6 @@
 """The target's chat template: prompts to answer, and which tokens of a given chat are answers."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +46,12 @@ class ChatRenderer:
 
         Raises:
             TemplateRefusesError: the template raises for these turns.
+            UserError: there is no template.
         """
         import jinja2
 
+        # The corpus may begin with plain text, so that nobody looked before.
+        self.require_template()
         turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
             text: str = self.tokenizer.apply_chat_template(
@@ -104,30 +108,60 @@ class ChatRenderer:
         """Character ranges of the answers in the rendered chat, each with what the template puts after it.
 
         A turn's range lies between the chat rendered up to the turn before it and up to itself. Templates that write a
-        turn differently once others follow (they cut old thinking) break that; then the turn's own text is searched.
+        turn differently once others follow (they cut old thinking) break that; then the turn's own text is searched
+        behind the turns before it.
         """
         spans, cursor = [], 0
         for i, message in enumerate(messages):
             if message.role != "assistant":
+                cursor = _behind(text, cursor, message, next(iter(messages[i + 1 :]), None))
                 continue
             before, after = self.render(messages[:i], answer=True), self.render(messages[: i + 1], answer=False)
             if text.startswith(before) and text.startswith(after) and after.startswith(before):
-                start, end = len(before), len(after)
+                span: tuple[int, int] | None = (len(before), len(after))
             else:
-                content = message.content.split("</think>")[-1].strip()
-                start = text.find(content, cursor) if content else -1
-                if start < 0:
-                    continue
-                end = self._end_of_turn(text, start + len(content))
-            spans.append((start, end))
-            cursor = end
+                span = self._search(text, self._start(messages[:i], before, text, cursor), message)
+            if span is not None:
+                spans.append(span)
+                cursor = span[1]
         return spans
 
-    def _end_of_turn(self, text: str, position: int) -> int:
-        """Where the special token that ends a turn stops, when it stands right behind the answer."""
-        rest = text[position:]
-        for token in sorted(self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids)), key=len, reverse=True):
-            gap = len(rest) - len(rest.lstrip())
-            if rest[gap:].startswith(token):
-                return position + gap + len(token)
-        return position
+    def _start(self, earlier: tuple[Message, ...], before: str, text: str, cursor: int) -> int:
+        """Where an answer's text can begin: behind what the template writes of the turns before it, if that is there.
+
+        Args:
+            earlier: the turns before it.
+            before: these rendered, up to where the answer begins.
+            text: the whole chat.
+            cursor: behind the contents of the turns before it.
+        """
+        if text.startswith(before):
+            return len(before)
+        # What a generation prompt ends with may be cut with the thinking that it opens.
+        turns = self.render(earlier, answer=False)
+        return len(turns) if text.startswith(turns) else cursor
+
+    def _search(self, text: str, start: int, message: Message) -> tuple[int, int] | None:
+        """The first place of an answer's text with the token that ends a turn right behind it, else its first place."""
+        content = message.content.split("</think>")[-1].strip()
+        if not content:
+            return None
+        stops = sorted(self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids)), key=len, reverse=True)
+        ended = re.compile(rf"{re.escape(content)}\s*(?:{'|'.join(map(re.escape, stops))})") if stops else None
+        if ended is not None and (match := ended.search(text, start)):
+            return match.span()
+        found = text.find(content, start)
+        return None if found < 0 else (found, found + len(content))
+
+
+def _behind(text: str, cursor: int, turn: Message, following: Message | None) -> int:
+    """Where a turn that is no answer ends in the text; `cursor` when it is not there.
+
+    Some templates put the system's turn into the last question; what is found behind the turn after it is that.
+    """
+    content = turn.content.strip()
+    found = text.find(content, cursor)
+    if turn.role == "system" and following is not None:
+        moved = -1 < text.find(following.content.strip(), cursor) < found
+        found = -1 if moved else found
+    return cursor if found < 0 else found + len(content)

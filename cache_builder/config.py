@@ -93,10 +93,11 @@ class BuildConfig:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UserError(f"{name} is {value}, expected {low} or more: set --{name}")
-        for name in ("held_out", "keep_mass"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"{name} is {value}, expected a share from 0 to 1: set --{name}")
+        if not 0 <= self.held_out <= 1:
+            raise UserError(f"held_out is {self.held_out}, expected a share from 0 to 1: set --held_out")
+        # Every row keeps its first entry, so nothing of it cannot be asked for.
+        if self.keep_mass is not None and not 0 < self.keep_mass <= 1:
+            raise UserError(f"keep_mass is {self.keep_mass}, expected a share above 0, up to 1: set --keep_mass")
         if self.temperature < 0:
             raise UserError(f"temperature is {self.temperature}, expected 0 (greedy) or more: set --temperature")
         if self.regenerate and self.max_new_tokens >= self.max_length:

@@ -74,7 +74,8 @@ class DocumentMaker:
         for number in numbers:
             ids = self._tokens(self.renderer.prompt_ids, self.plan.conversation(number), drops)
             if ids is None or len(ids) > room:
-                drops["over_long"] += ids is not None
+                if ids is not None:
+                    drops["over_long"] += 1
                 advance(0, 1.0)
                 continue
             prompts.append(ids)
@@ -106,7 +107,8 @@ class DocumentMaker:
             found = self._tokens(self.renderer.document, self.plan.conversation(number), drops)
             reason = None if found is None else self._unreadable(*found)
             if found is None or reason is not None:
-                drops[reason or ""] += reason is not None
+                if reason is not None:
+                    drops[reason] += 1
                 advance(0, 1.0)
                 continue
             given.append(found)

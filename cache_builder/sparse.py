@@ -28,8 +28,9 @@ def topk_logprobs(
         scale: factor on the logits (Cohere's logit_scale, 1 / Granite's logits_scaling).
 
     Returns:
-        Token ids, most probable first (ties: the smaller id), and log-probabilities in nats, float32, normalised over
-        the whole vocabulary.
+        Token ids, most probable first, and log-probabilities in nats, float32, normalised over the whole vocabulary.
+        Of equally probable tokens the smaller id comes first, and the first of all is `argmax`, as in greedy decoding;
+        which of those that tie with the k-th stay out is torch's choice.
 
     Raises:
         UserError: k is larger than the vocabulary, or the target's logits hold NaN or +Inf.
@@ -44,12 +45,24 @@ def topk_logprobs(
         normaliser = torch.logsumexp(logits, -1, keepdim=True)
         if not torch.isfinite(normaliser).all():
             raise UserError("the target's logits hold NaN or Inf: compute in float32, or check the weights")
-        best, where = logits.topk(k, sorted=True)
+        best, where = _order_ties(*logits.topk(k))
+        # More than k tokens may share the maximum, and then the smallest id need not be among those that topk found.
+        cut = best[:, 0] == best[:, -1]
+        where[cut, 0] = logits[cut].argmax(-1)
         ids.append(where)
         values.append(best - normaliser)
     if not ids:
         return torch.empty((0, k), dtype=torch.int64), torch.empty((0, k))
     return torch.cat(ids), torch.cat(values)
+
+
+def _order_ties(
+    values: Float[Tensor, "rows k"], ids: Int[Tensor, "rows k"]
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """Entries by falling value, and by rising id where values are equal; torch.topk promises no order there."""
+    ids, order = ids.sort(-1)
+    values, by_value = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, by_value)
 
 
 def keep_mass(logprobs: Float[Tensor, "rows k"], top_p: float) -> Float[Tensor, "rows k"]:
@@ -58,4 +71,6 @@ def keep_mass(logprobs: Float[Tensor, "rows k"], top_p: float) -> Float[Tensor, 
     The entry that reaches it is kept, so every row keeps at least one.
     """
     before = logprobs.exp().cumsum(-1) - logprobs.exp()
-    return logprobs.masked_fill(before >= top_p, -torch.inf)
+    beyond = before >= top_p
+    beyond[:, :1] = False
+    return logprobs.masked_fill(beyond, -torch.inf)

@@ -21,15 +21,19 @@ class BlockLoader(DataLoader[BlockBatch]):
     Args:
         sampler: order of the documents.
         identity: what a position is valid for: batch size, ranks, seed, cache. Compared when a run is resumed.
+        epoch_batches: batches of an epoch when the trainer takes fewer than there are; all when not given.
         options: of `torch.utils.data.DataLoader`.
 
     Attributes:
         waited: seconds spent waiting for batches since the loader was made.
     """
 
-    def __init__(self, sampler: ShardBatchSampler, identity: dict[str, Any], **options: Any) -> None:
+    def __init__(
+        self, sampler: ShardBatchSampler, identity: dict[str, Any], epoch_batches: int | None = None, **options: Any
+    ) -> None:
         super().__init__(batch_sampler=sampler, **options)
         self.order, self.identity = sampler, identity
+        self.epoch_batches = len(sampler) if epoch_batches is None else epoch_batches
         self.waited = 0.0
         self._epoch = self._handed_out = self._skipped = 0
         self._resume: tuple[int, int] | None = None
@@ -74,4 +78,4 @@ class BlockLoader(DataLoader[BlockBatch]):
                     "resume with the same settings, or start a new run"
                 )
         epoch, batches = int(state["epoch"]), int(state["batches"])
-        self._resume = (epoch, batches) if batches < len(self) else (epoch + 1, 0)
+        self._resume = (epoch, batches) if batches < self.epoch_batches else (epoch + 1, 0)

@@ -72,7 +72,11 @@ class CacheDataModule(L.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("num_workers", num_workers), ("validation_documents", validation_documents)):
+        for name, value in (
+            ("num_workers", num_workers),
+            ("validation_documents", validation_documents),
+            ("seed", 0 if seed is None else seed),
+        ):
             if value < 0:
                 raise UserError(f"data.{name} is {value}: give at least 0")
         for name, value in (
@@ -127,6 +131,7 @@ class CacheDataModule(L.LightningDataModule):
         """Batches of blocks, shuffled anew each epoch."""
         assert self.trainer is not None
         trainer, module = self.trainer, self._model
+        _require_own_order(trainer)
         accumulate = trainer.accumulate_grad_batches
         sampler = ShardBatchSampler(
             self.training_documents(),
@@ -153,6 +158,9 @@ class CacheDataModule(L.LightningDataModule):
             teacher=module.needs_teacher,
             features=module.needs_features,
         )
+        limit = trainer.limit_train_batches
+        # Lightning's rule: an int counts batches, a float is a share of them.
+        batches = min(len(sampler), limit) if isinstance(limit, int) else int(len(sampler) * limit)
         self._loader = BlockLoader(
             sampler,
             identity={
@@ -164,7 +172,10 @@ class CacheDataModule(L.LightningDataModule):
                 "data.max_documents": self.max_documents,
                 "number of ranks": trainer.world_size,
                 "trainer.accumulate_grad_batches": accumulate,
+                # None where nothing is left out: 1 and 1.0 are equal in Python, and old checkpoints have no such key.
+                "trainer.limit_train_batches": limit if batches < len(sampler) else None,
             },
+            epoch_batches=batches,
             dataset=CachedDocuments(self.cache, self.window, topk=module.needs_teacher, features=module.needs_features),
             collate_fn=collate,
             num_workers=self.num_workers,
@@ -203,7 +214,10 @@ class CacheDataModule(L.LightningDataModule):
                 if len(eligible_anchors(mask))
             ]
         if not numbers:
-            raise UserError(f"cache {self.url} has no held-out document: rebuild it with --held_out above 0")
+            raise UserError(
+                f"cache {self.url} has {len(self.cache)} documents, none of them held out to validate on: give "
+                "--data.validate_on=train or --trainer.limit_val_batches=0, or rebuild it with a larger --held_out"
+            )
         if self.validation_documents:
             numbers = numbers[: self.validation_documents]
         sampler = ShardBatchSampler(
@@ -219,6 +233,25 @@ class CacheDataModule(L.LightningDataModule):
             CachedDocuments(self.cache, self.window, topk=False, features=self._model.needs_features),
             batch_sampler=sampler,
             collate_fn=_as_is,
+        )
+
+
+def _require_own_order(trainer: L.Trainer) -> None:
+    """Refuse options of the trainer under which batches would not be what they promise.
+
+    Raises:
+        UserError: naming the option and what does the same.
+    """
+    if trainer.overfit_batches:
+        raise UserError(
+            f"trainer.overfit_batches is {trainer.overfit_batches}, but every epoch draws other anchors: leave it "
+            "out and give -c configs/debug/overfit.yaml"
+        )
+    every = trainer.reload_dataloaders_every_n_epochs
+    if every:
+        raise UserError(
+            f"trainer.reload_dataloaders_every_n_epochs is {every}, and every reload would begin with the first epoch's "
+            "order again: leave it out, each epoch is shuffled anew"
         )
 
 

@@ -12,7 +12,7 @@ from cache_builder.driver import build
 from specauf.cache import open_cache, verify
 from specauf.errors import UserError
 from specauf.targets import TargetConfig
-from tests.builder.conftest import digests, write_jsonl
+from tests.builder.conftest import digests, make_tokenizer, write_jsonl
 
 
 @pytest.fixture
@@ -213,3 +213,36 @@ def test_a_build_can_be_read_off_its_cache(tiny_target_dir: Path, corpus: Path, 
 def test_a_damaged_note_is_one_line(data: bytes) -> None:
     with pytest.raises(UserError, match=r"cannot be read|give either"):
         read_told(data, "cache")
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
+def test_every_row_keeps_an_entry(tiny_target_dir: Path, corpus: Path, tmp_path: Path, share: float) -> None:
+    with pytest.raises(UserError, match=f"keep_mass is {share}, expected a share above 0, up to 1: set --keep_mass"):
+        config(tiny_target_dir, corpus, tmp_path / "cache", keep_mass=share)
+
+
+@pytest.mark.parametrize("regenerate", [True, False])
+def test_rows_that_the_template_refuses_are_counted_under_that_reason_alone(
+    tiny_target_dir: Path, tmp_path: Path, regenerate: bool
+) -> None:
+    template = make_tokenizer().chat_template
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    make_tokenizer(refuses + template).save_pretrained(tiny_target_dir)
+    rows: list[dict[str, str]] = [{"prompt": f"tell {i}", "response": f"the answer is {i}, and more"} for i in range(8)]
+    rows[3]["system"] = "Be brief."
+    corpus = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    manifest = build(config(tiny_target_dir, corpus, tmp_path / "cache", regenerate=regenerate, min_answer_tokens=1))
+    assert manifest is not None
+    assert manifest.drops == {"template": 1}
+
+
+def test_a_chat_behind_plain_text_needs_a_template(tiny_target_dir: Path, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tiny_target_dir)
+    (tiny_target_dir / "chat_template.jinja").unlink(missing_ok=True)
+    turns = [{"role": r, "content": f"{r} says things"} for r in ("user", "assistant")]
+    corpus = write_jsonl(tmp_path / "mixed.jsonl", [{"text": "some plain words"}, {"messages": turns}])
+    with pytest.raises(UserError, match="no chat template: use an instruct model") as caught:
+        build(config(tiny_target_dir, corpus, tmp_path / "cache", regenerate=False, features="none"))
+    assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Which tokens of a chat are answers, under the templates of three model families and of one that cuts old thinking."""
+"""Which tokens of a chat are answers, under templates of three model families and of some that rewrite old turns."""
 
 from typing import Any
 
@@ -26,18 +26,32 @@ THINKING = (
     "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# As Qwen3's, too: the last answer gets thinking, if only none, and the prompt can end with that none.
+NO_THINKING = (
+    "{% set blank = '<think>\\n\\n</think>\\n\\n' %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ blank }}{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}{{ blank }}{% endif %}{% endif %}"
+)
+# As Mistral's later ones: the system's turn stands in the last question.
+MOVED_SYSTEM = (
+    "{% set system = messages[0]['content'] %}{% for m in messages[1:] %}{% if m['role'] == 'user' %}[INST] "
+    "{% if loop.last or loop.index0 == messages | length - 3 %}{{ system }}\n\n{% endif %}{{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
 FAMILIES: dict[str, tuple[str, str, str | None]] = {
     "chatml (Qwen, SmolLM)": (CHATML, "<|im_end|>", None),
     "Llama 3": (LLAMA3, "<|eot_id|>", "<|begin_of_text|>"),
     "Mistral": (MISTRAL, "</s>", "<s>"),
     "Qwen3 with thinking": (THINKING, "<|im_end|>", None),
+    "Qwen3 without thinking": (NO_THINKING, "<|im_end|>", None),
 }
 
 
-def renderer(family: str) -> ChatRenderer:
+def renderer(family: str, **options: Any) -> ChatRenderer:
     template, eos, bos = FAMILIES[family]
     tokenizer: Any = make_tokenizer(template, eos, bos)
-    return ChatRenderer(tokenizer, frozenset({tokenizer.eos_token_id}), {})
+    return ChatRenderer(tokenizer, frozenset({tokenizer.eos_token_id}), options)
 
 
 def chat(*contents: str) -> Conversation:
@@ -64,10 +78,60 @@ def test_only_answers_with_their_end_are_supervised(family: str, answer: str) ->
     assert [text.strip() for text in found] == [answer + FAMILIES[family][1], "nothing" + FAMILIES[family][1]]
 
 
-def test_an_answer_that_repeats_the_question_is_found_in_its_place() -> None:
-    for family in list(FAMILIES)[:3]:
-        found = answers(renderer(family), chat("same", "same", "same", "same"))
-        assert [text.strip() for text in found] == ["same" + FAMILIES[family][1]] * 2
+@pytest.mark.parametrize("thinking", [None, False])
+@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize(
+    "turns",
+    [
+        ("same", "same", "same", "same"),
+        ("Is it Paris or Rome?", "Paris", "sure?", "Yes, I am sure."),
+        ("Paris", "Is it Paris or Rome?", "Paris", "Paris"),
+        ("Say assistant", "assistant", "Say assistant", "assistant"),
+    ],
+)
+def test_an_answer_that_repeats_the_question_is_found_in_its_place(
+    turns: tuple[str, ...], family: str, thinking: bool | None
+) -> None:
+    render = renderer(family, **({} if thinking is None else {"enable_thinking": thinking}))
+    found, end = answers(render, chat(*turns)), FAMILIES[family][1]
+    if family == "Qwen3 without thinking" and thinking is None:
+        found[-1] = found[-1].removeprefix("<think>\n\n</think>\n\n")  # the target would have to say it
+    assert [text.strip() for text in found] == [turns[1] + end, turns[3] + end]
+
+
+def places(render: ChatRenderer, conversation: Conversation) -> list[int]:
+    """Where in the text each run of supervised tokens begins; the tests' tokens are bytes and special tokens."""
+    ids, mask = render.document(conversation)
+    starts = [i for i in range(len(ids)) if mask[i] and not mask[i - 1]]
+    return [len(render.tokenizer.decode(ids[:start])) for start in starts]
+
+
+def test_of_equal_words_those_of_the_answer_are_supervised() -> None:
+    for family in ("Qwen3 with thinking", "Qwen3 without thinking"):
+        render = renderer(family)
+        conversation = chat("same", "<think>hm</think>\nsame", "same", "same")
+        if family == "Qwen3 without thinking":
+            conversation = chat("same", "same", "same", "same")
+        text = render.render(conversation.messages, answer=False)
+        header = "<|im_start|>assistant\n"
+        first = text.index(header)
+        assert places(render, conversation) == [first + len(header), text.index(header, first + 1) + len(header)]
+
+
+@pytest.mark.parametrize("question", ["Is it Paris or Rome?", "Paris"])
+def test_a_question_is_no_answer_where_old_thinking_is_cut(question: str) -> None:
+    conversation = chat(question, "<think>hm</think>\nParis", "sure?", "<think>x</think>\nYes, I am sure.")
+    found = answers(renderer("Qwen3 with thinking"), conversation)
+    assert found == ["Paris<|im_end|>", "<think>x</think>\nYes, I am sure.<|im_end|>"]
+
+
+@pytest.mark.parametrize("system", ["Say Paris.", "Be brief."])
+def test_an_answer_is_found_where_the_template_moves_the_turn_of_the_system(system: str) -> None:
+    tokenizer: Any = make_tokenizer(MOVED_SYSTEM, "</s>")
+    render = ChatRenderer(tokenizer, frozenset({tokenizer.eos_token_id}), {})
+    turns = chat("Is it Paris or Rome?", "Paris", "sure?", "Yes, I am sure.").messages
+    found = answers(render, Conversation((Message("system", system), *turns)))
+    assert [text.strip() for text in found] == ["Paris</s>", "Yes, I am sure.</s>"]
 
 
 def test_old_thinking_that_the_template_cuts_is_not_looked_for() -> None:
@@ -96,6 +160,8 @@ def test_a_base_model_without_a_template_is_one_line() -> None:
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="no chat template: use an instruct model"):
         ChatRenderer(tokenizer, frozenset({0}), {}).require_template()
+    with pytest.raises(UserError, match="no chat template: use an instruct model"):
+        ChatRenderer(tokenizer, frozenset({0}), {}).prompt_ids(chat("why?"))
 
 
 def test_plain_text_is_supervised_from_its_second_token() -> None:

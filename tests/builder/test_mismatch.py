@@ -162,6 +162,15 @@ def test_a_build_that_cannot_be(
         assert part in said
 
 
+@pytest.mark.parametrize("sample", [-1, 0])
+def test_an_estimate_from_no_document(
+    sample: int, tiny_target_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["estimate", *words(tmp_path, tiny_target_dir, "cache")[1:], f"--sample={sample}"]
+    assert builder(command) == 2
+    assert f"sample is {sample}, expected 1 or more: set --sample" in one_line(capsys)
+
+
 def newer(cache: Path) -> None:
     """Give a cache the next version of the format, with all its digests right."""
     manifest = json.loads(seal(open_cache(str(cache)).manifest)) | {"format": 2, "checksum": ""}

@@ -28,6 +28,33 @@ def test_equals_the_full_softmax_in_float64(chunk, softcap, scale):
     torch.testing.assert_close(values.double(), exact.values, rtol=0, atol=5e-6)
 
 
+def slow_order(row: torch.Tensor) -> list[int]:
+    """All ids, most probable first, the smaller one where two are equal."""
+    return sorted(range(len(row)), key=lambda i: (-float(row[i]), i))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 7, 64, 97])
+@pytest.mark.parametrize("levels", [1, 2, 5, 40])
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_of_equally_probable_tokens_the_smaller_id_comes_first(k, levels, chunk):
+    logits = torch.randint(levels, (23, 97), generator=torch.Generator().manual_seed(levels)).float()
+    ids, values = topk_logprobs(logits, torch.eye(97), k, chunk=chunk)  # the hidden states are the logits
+    assert torch.equal(ids[:, 0], logits.argmax(-1))
+    exact = torch.log_softmax(logits, -1)
+    for row, found, said, logprobs in zip(logits, ids.tolist(), values, exact, strict=True):
+        order = slow_order(row)
+        assert len(set(found)) == k
+        assert found[0] == order[0]
+        # Which tokens that tie with the last one are kept is open; they stand in order, too.
+        above = sum(float(row[i]) > float(row[found[-1]]) for i in found)
+        assert found[:above] == order[:above]
+        if k == 97 or row[order[k]] < row[order[k - 1]]:
+            assert found == order[:k]
+        assert found == sorted(found, key=lambda i: (-float(row[i]), i))
+        torch.testing.assert_close(said, logprobs[found], rtol=0, atol=5e-6)
+        torch.testing.assert_close(said, logprobs[order[:k]], rtol=0, atol=5e-6)
+
+
 def test_the_whole_vocabulary_holds_all_mass():
     hidden, head = case()
     _, values = topk_logprobs(hidden, head, 97)
@@ -65,3 +92,9 @@ def test_keep_mass_keeps_the_fewest_entries_that_reach_it(seed, top_p):
         assert all_of_it[: count - 1].exp().sum() < top_p
         if count < 8:
             assert all_of_it[:count].exp().sum() >= top_p - 1e-12
+
+
+@pytest.mark.parametrize("top_p", [0.0, 1e-9])
+def test_keep_mass_never_leaves_out_the_first_entry(top_p):
+    exact = torch.tensor([0.5, 0.3, 0.2]).log().expand(2, 3)
+    assert torch.isfinite(keep_mass(exact, top_p)).tolist() == [[True, False, False]] * 2

@@ -79,6 +79,49 @@ def test_a_finished_run_can_be_made_longer(tiny_cache, tmp_path, unbroken_consta
     assert len(list(run.glob("metrics-*.csv"))) == 1
 
 
+@pytest.fixture(scope="module", params=["2", "0.5", "3"])
+def unbroken_limited(request, tiny_cache, tmp_path_factory):
+    """A run whose epochs are cut short, and what cuts them."""
+    run, limit = tmp_path_factory.mktemp("limited"), f"--trainer.limit_train_batches={request.param}"
+    assert fit_here(tiny_cache, run, *OPTIONS, CONSTANT, limit) == 0
+    return run, limit
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_a_run_of_cut_epochs_goes_on_with_the_same_batches(tiny_cache, tmp_path, unbroken_limited, steps):
+    (unbroken, limit), run = unbroken_limited, tmp_path / "parts"
+    assert fit_here(tiny_cache, run, *OPTIONS, CONSTANT, limit, f"--trainer.max_steps={steps}") == 0
+    resume = (*OPTIONS, CONSTANT, limit, f"--ckpt_path={run}/checkpoints/last.ckpt")
+    assert fit_here(tiny_cache, run, *resume) == 0
+    rest = [value for step, value in logged(unbroken).items() if step >= steps]
+    assert list(logged(run).values()) == rest
+    assert len(rest) == STEPS - steps
+
+
+def without_limit(checkpoint, path):
+    """A checkpoint as it was written before positions named the trainer's limit."""
+    content = torch.load(checkpoint, weights_only=True)
+    del content["CacheDataModule"]["position"]["trainer.limit_train_batches"]
+    torch.save(content, path)
+    return path
+
+
+def test_a_checkpoint_that_names_no_limit_goes_on_without_one(tiny_cache, tmp_path, unbroken_constant, capsys):
+    run = tmp_path / "parts"
+    assert fit_here(tiny_cache, run, *OPTIONS, CONSTANT, "--trainer.max_steps=6") == 0
+    old = without_limit(run / "checkpoints/last.ckpt", tmp_path / "old.ckpt")
+    capsys.readouterr()
+    for limit in ("1", "3"):
+        refused = (*OPTIONS, CONSTANT, f"--trainer.limit_train_batches={limit}", f"--ckpt_path={old}")
+        assert fit_here(tiny_cache, tmp_path / "limited", *refused) == 2
+        assert f"trainer.limit_train_batches None, now {limit}" in capsys.readouterr().err
+    for limit in ("1.0", "4"):  # of 4 batches: no limit
+        again = (*OPTIONS, CONSTANT, f"--trainer.limit_train_batches={limit}", f"--ckpt_path={old}")
+        assert fit_here(tiny_cache, tmp_path / limit, *again) == 0
+        rest = [value for step, value in logged(unbroken_constant).items() if step >= 6]
+        assert list(logged(tmp_path / limit).values()) == rest
+
+
 def test_epochs_differ_in_order_and_anchors(unbroken):
     """With a rate of nearly nothing, equal batches would give equal losses."""
     losses = logged(unbroken)
@@ -92,6 +135,7 @@ def test_epochs_differ_in_order_and_anchors(unbroken):
         (["--data.batch_size=2"], "data.batch_size 4, now 2"),
         (["--data.seed=5"], "data.seed 0, now 5"),
         (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches 1, now 2"),
+        (["--trainer.limit_train_batches=1"], "trainer.limit_train_batches None, now 1"),
         (["--model.drafter.num_hidden_layers=1"], "num_hidden_layers 2, model.drafter gives 1"),
     ],
 )
