@@ -6,16 +6,22 @@ BIN := $(VENV)/bin
 
 TARGET ?= smollm2-135m
 CORPUS ?= python-stdlib
-NAME ?= $(TARGET)-$(basename $(notdir $(CORPUS)))
-LOSS ?= auf
+# Not `basename` for the target: the names of some have dots.
+NAME ?= $(patsubst %.yml,%,$(patsubst %.yaml,%,$(notdir $(TARGET))))-$(basename $(notdir $(CORPUS)))
+# Without a default, for a flag beats a file: the loss is then that of ARGS="-c FILE" or configs/train.yaml, the
+# drafter that of ARGS="-c FILE" or configs/fit.yaml.
+LOSS ?=
 LOSSES ?= decay auf
 SEEDS ?= 0 1 2
 STUDY ?= reduced
-DRAFTER ?= dflash
+DRAFTER ?=
 INIT ?=
 CACHE ?= $(shell ls -td caches/*/ 2>/dev/null | head -n 1)
 RUN ?= $(shell ls -td runs/*/checkpoints runs/*/*/checkpoints 2>/dev/null | head -n 1 | xargs -r dirname)
 ARGS ?=
+
+# $(call config,KIND,WORD): a path to a YAML file is itself, a name one that ships.
+config = $(if $(filter %.yaml %.yml,$(2)),$(2),configs/$(1)/$(2).yaml)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo cache train sweep eval export report test test-slow lint hooks docs wheel bench study
@@ -23,7 +29,7 @@ ARGS ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  TARGET=$(TARGET) CORPUS=$(CORPUS) LOSS=$(LOSS) DRAFTER=$(DRAFTER) ARGS='more options'"
+	@echo "  TARGET=$(TARGET) CORPUS=$(CORPUS) LOSS=$(or $(LOSS),auf) DRAFTER=$(or $(DRAFTER),dflash) ARGS='more options'"
 
 setup: $(VENV)/.ready ## make .venv and install everything into it
 
@@ -45,18 +51,18 @@ demo: setup ## cache, train AUF and decay, decode HumanEval, report: 15 minutes 
 # A killed run goes on from its last checkpoint, or starts again if it had none; a finished one is not run again.
 runs/demo/%/done:
 	test -f runs/demo/$*/checkpoints/last.ckpt || rm -rf runs/demo/$*
-	$(BIN)/specauf fit -c configs/fit.yaml -c configs/demo.yaml --model.loss=configs/loss/$(LOSS).yaml --data.cache=caches/demo \
+	$(BIN)/specauf fit -c configs/fit.yaml -c configs/demo.yaml --model.loss=$(call config,loss,$(or $(LOSS),auf)) --data.cache=caches/demo \
 	  --trainer.default_root_dir=runs/demo/$* $(if $(wildcard runs/demo/$*/checkpoints/last.ckpt),--ckpt_path=runs/demo/$*/checkpoints/last.ckpt)
 	touch $@
 
-cache: setup ## run TARGET once over CORPUS (a name, FILE.jsonl or hub id) and write caches/NAME
-	$(BIN)/cache-builder build --config configs/target/$(TARGET).yaml --corpus $(CORPUS) --out $(or $(OUT),caches/$(NAME)) $(ARGS)
+cache: setup ## run TARGET (a name or FILE.yaml) once over CORPUS (a name, FILE.jsonl or hub id) and write caches/NAME
+	$(BIN)/cache-builder build --config $(call config,target,$(TARGET)) --corpus $(CORPUS) --out $(or $(OUT),caches/$(NAME)) $(ARGS)
 
-train: setup ## train DRAFTER with LOSS on CACHE (default: the newest), from random weights or those of INIT=DIR
-	$(BIN)/specauf fit -c configs/fit.yaml --model.loss=configs/loss/$(LOSS).yaml --model.drafter=configs/drafter/$(DRAFTER).yaml $(if $(INIT),--model.drafter.init_args.init=$(INIT)) $(if $(CACHE),--data.cache=$(CACHE:/=)) $(ARGS)
+train: setup ## train DRAFTER with LOSS (names or FILE.yaml) on CACHE (default: the newest), from random weights or those of INIT=DIR
+	$(BIN)/specauf fit -c configs/fit.yaml $(if $(LOSS),--model.loss=$(call config,loss,$(LOSS)),-c configs/train.yaml) $(if $(DRAFTER),--model.drafter=$(call config,drafter,$(DRAFTER))) $(if $(INIT),--model.drafter.init_args.init=$(INIT)) $(if $(CACHE),--data.cache=$(CACHE:/=)) $(ARGS)
 
 sweep: setup ## train every loss of LOSSES with every seed of SEEDS into runs/sweep (or OUT=), and print a table
-	$(BIN)/specauf sweep --losses "$(LOSSES)" --seeds "$(SEEDS)" --out $(or $(OUT),runs/sweep) --drafter $(DRAFTER) $(if $(CACHE),--cache=$(CACHE:/=)) $(ARGS)
+	$(BIN)/specauf sweep --losses "$(LOSSES)" --seeds "$(SEEDS)" --out $(or $(OUT),runs/sweep) $(if $(DRAFTER),--drafter $(DRAFTER)) $(if $(CACHE),--cache=$(CACHE:/=)) $(ARGS)
 
 eval: setup ## decode HumanEval with the newest run's drafter (or RUN=)
 	$(BIN)/specauf evaluate $(RUN) --target $(TARGET) --out $(RUN) $(ARGS)

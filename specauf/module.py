@@ -16,6 +16,7 @@ from specauf.data.batch import BlockBatch, BlockTargets
 from specauf.data.vocabulary import frequent_tokens
 from specauf.decoding.replay import replay
 from specauf.drafters import Drafter, DrafterSpec, TargetVocabulary, sketch_of
+from specauf.drafters.sketch import fold, unfold
 from specauf.errors import UserError
 from specauf.metrics import EmittedLength, SlotAcceptance
 from specauf.objectives import Objective, StepMean
@@ -98,6 +99,10 @@ class DrafterModule(L.LightningModule):
         self.head_vocabulary = self.vocabulary
         if self.head_tokens is not None and self.head_tokens < cache.manifest.identity.vocab_size:
             self.head_vocabulary = self.vocabulary.restrict(frequent_tokens(cache, self.head_tokens))
+        # DDP's name. Every rank has read these from the cache; DDP would send them anew at every forward pass.
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in self.named_buffers() if name.startswith(("vocabulary.", "head_vocabulary."))
+        ]
 
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of blocks: a mean over the supported slots (or blocks) of all ranks and the whole step."""
@@ -138,7 +143,9 @@ class DrafterModule(L.LightningModule):
             mean.finish(self.drafter.parameters(), divided_by=self.trainer.accumulate_grad_batches)
         self._means = []
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.drafter.parameters() if p.grad is not None)
-        self._check_finite("the gradient's norm", norm)
+        # A gradient scaler (16-mixed) leaves such a step out itself and goes on with a smaller scale.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            self._check_finite("the gradient's norm", norm)
         self.log("train/grad_norm", norm)
 
     def _check_finite(self, what: str, value: Tensor) -> None:
@@ -151,7 +158,7 @@ class DrafterModule(L.LightningModule):
     @property
     def progress(self) -> float:
         """Share of the run behind us, for curricula."""
-        return self.global_step / max(1, int(self.trainer.estimated_stepping_batches))
+        return self.global_step / max(1, self.trainer.estimated_stepping_batches)  # 0 in a run without end
 
     def validation_step(self, documents: list[Document], batch_idx: int) -> None:
         """Replay whole held-out documents as greedy decoding would go through them; needs no target."""
@@ -176,7 +183,8 @@ class DrafterModule(L.LightningModule):
         optimizer = self.optimizer([p for p in self.drafter.parameters() if p.requires_grad])
         if self._resumed is not None:
             check_same_optimizer(self._resumed["optimizer_states"][0]["param_groups"], optimizer)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.estimated_stepping_batches
+        self.schedule.require_length(total)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.schedule.build(optimizer, total), "interval": "step"},
@@ -191,18 +199,23 @@ class DrafterModule(L.LightningModule):
             "drafter": self.spec.name,
             "config": self.drafter.config.to_dict(),
             "cache_fingerprint": cache.fingerprint,
+            "target": cache.manifest.identity.target,
             "sketch": sketch_of(cache.target) if self.needs_features else None,
             "rng": rng_state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on only with the cache, drafter and optimizer that the checkpoint is of."""
+        """Go on with the checkpoint's cache, drafter and optimizer only; validate on any cache of its target."""
         assert self.drafter is not None
-        if self.trainer.state.fn != TrainerFn.FITTING:
-            return
         cache: Cache = self.trainer.datamodule.cache  # type: ignore[attr-defined]
-        check_same_run(checkpoint["specauf"], cache=cache.fingerprint, config=self.drafter.config.to_dict())
-        self._resumed = checkpoint
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_same_run(checkpoint["specauf"], cache=cache.fingerprint, config=self.drafter.config.to_dict())
+            self._resumed = checkpoint
+            return
+        check_same_drafter(checkpoint["specauf"], cache, self.drafter)
+        if self.needs_features:
+            weights, old = checkpoint["state_dict"], checkpoint["specauf"]["sketch"]
+            weights["drafter.fc.weight"] = for_sketch(weights["drafter.fc.weight"], old, sketch_of(cache.target))
 
     def on_train_start(self) -> None:
         """Put the random generators back; making the data loader's iterator has moved them."""
@@ -222,3 +235,53 @@ def to_head_vocabulary(targets: BlockTargets, vocabulary: TargetVocabulary) -> B
         teacher_logprobs = teacher_logprobs.masked_fill(~kept, -torch.inf)
         head_mass = teacher_logprobs.exp().sum(-1)
     return BlockTargets(labels, targets.valid & known, teacher_ids, teacher_logprobs, head_mass)
+
+
+def check_same_drafter(about: dict[str, Any], cache: Cache, drafter: Drafter) -> None:
+    """Refuse to validate on another target's cache, or as another drafter; the corpus and the sketch may differ.
+
+    Args:
+        about: what the checkpoint says under the key `specauf`.
+        cache: to validate on.
+        drafter: as it was built for that cache.
+
+    Raises:
+        UserError: naming what differs, with both values.
+    """
+    # Checkpoints of early versions do not name their target.
+    saved, given = about.get("target"), cache.manifest.identity.target
+    if about["cache_fingerprint"] != cache.fingerprint and (saved is None or _weights_of(saved) != _weights_of(given)):
+        raise UserError(
+            f"data.cache: {cache.url} is of the target {_named(given)}, --ckpt_path is of a drafter for "
+            f"{_named(saved) if saved else 'a target it does not name'}: give the cache it was trained on"
+            f"{', or another of that target' if saved else ''}"
+        )
+    found = {"drafter": about["drafter"], **about["config"]}
+    for name, value in {"drafter": drafter.name, **drafter.config.to_dict()}.items():
+        # `for_sketch` sees to the width of the features; tuples of a checkpoint come back as they went in.
+        if name != "feature_dim" and found.get(name) != value:
+            raise UserError(
+                f"--ckpt_path: its drafter has {name} {found.get(name)}, model.drafter and data.cache give {value}: "
+                "validate with the run's own config.yaml, on a cache with the same taps and mask token"
+            )
+
+
+def _weights_of(target: dict[str, str]) -> dict[str, str]:
+    """What tells a target's weights; the id is a name, which may be the user's own."""
+    return {key: value for key, value in target.items() if key != "id"} or target
+
+
+def _named(target: dict[str, str]) -> str:
+    return " ".join([target.get("id", "?"), *(value[:12] for key, value in target.items() if key != "id")])
+
+
+def for_sketch(fc: Tensor, old: dict[str, Tensor] | None, new: dict[str, Tensor] | None) -> Tensor:
+    """`fc` over what one cache holds of the features, made to read what another holds; None stands for all of them.
+
+    Over another sketch it reads the features as far as that sketch keeps them.
+    """
+    same = old is new or (old and new and all(torch.equal(old[key], new[key]) for key in ("basis", "scale")))
+    if same:
+        return fc
+    raw = fold(fc, old) if old else fc
+    return unfold(raw, new) if new else raw

@@ -1,5 +1,6 @@
 """Progress for anything that takes over three seconds: a bar on a terminal, a line now and then in a pipe."""
 
+import math
 import os
 import sys
 import time
@@ -44,10 +45,12 @@ def progress(
 
     Args:
         description: what is being done, in three words.
-        total: units of work, or None when it is not known.
+        total: units of work; None or infinity when it is not known.
         unit: what is counted, for the rate.
         initial: units already done, by an earlier run that was interrupted.
     """
+    if total is not None and math.isinf(total):
+        total = None
     if sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -10,11 +11,29 @@ from specauf.errors import UserError
 
 
 class Schedule(ABC):
-    """Turns an optimizer and the run's length into a per-step scheduler."""
+    """Turns an optimizer and the run's length into a per-step scheduler.
+
+    Attributes:
+        needs_length: it is spread over the run, and so makes nothing for one without end.
+    """
+
+    needs_length: ClassVar[bool] = True
 
     @abstractmethod
-    def build(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
-        """The scheduler of a run of `total_steps` optimizer steps."""
+    def build(self, optimizer: Optimizer, total_steps: int | float) -> LambdaLR:
+        """The scheduler of a run of `total_steps` optimizer steps, infinity for one without end."""
+
+    def require_length(self, total_steps: int | float) -> None:
+        """Refuse a run without end if this schedule is spread over the run.
+
+        Raises:
+            UserError: it is.
+        """
+        if self.needs_length and math.isinf(total_steps):
+            raise UserError(
+                f"trainer.max_steps is -1 and so is trainer.max_epochs, but model.schedule {type(self).__name__} is "
+                "spread over the run's length: give --trainer.max_steps=N, or --model.schedule=Constant"
+            )
 
 
 class WarmupCosine(Schedule):
@@ -29,7 +48,7 @@ class WarmupCosine(Schedule):
         _check_shares(warmup=warmup, floor=floor)
         self.warmup, self.floor = warmup, floor
 
-    def build(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
+    def build(self, optimizer: Optimizer, total_steps: int | float) -> LambdaLR:
         """The scheduler of a run of `total_steps` optimizer steps."""
         rise = max(1, round(self.warmup * total_steps))
 
@@ -55,7 +74,7 @@ class WarmupStableDecay(Schedule):
         _check_shares(warmup=warmup, decay=decay, floor=floor)
         self.warmup, self.decay, self.floor = warmup, decay, floor
 
-    def build(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
+    def build(self, optimizer: Optimizer, total_steps: int | float) -> LambdaLR:
         """The scheduler of a run of `total_steps` optimizer steps."""
         rise, fall = max(1, round(self.warmup * total_steps)), max(1, round(self.decay * total_steps))
 
@@ -73,12 +92,14 @@ class Constant(Schedule):
         warmup_steps: optimizer steps spent warming up.
     """
 
+    needs_length = False
+
     def __init__(self, warmup_steps: int = 0) -> None:
         if warmup_steps < 0:
             raise UserError(f"schedule warmup_steps is {warmup_steps}: give at least 0")
         self.warmup_steps = warmup_steps
 
-    def build(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
+    def build(self, optimizer: Optimizer, total_steps: int | float) -> LambdaLR:
         """The scheduler of a run of any length."""
         return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps)))
 

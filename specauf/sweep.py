@@ -40,6 +40,10 @@ class Run:
         """The loss without path and suffix."""
         return Path(self.loss).stem
 
+    def resolved(self) -> Any:
+        """What the loss's file says."""
+        return yaml.safe_load(find_config("loss", self.loss).read_text())
+
     def summary(self) -> dict[str, Any] | None:
         """What the finished run came to; None while it is not finished."""
         file = self.directory / SUMMARY
@@ -63,7 +67,7 @@ def sweep(argv: list[str]) -> None:
     parser.add_argument("--seeds", type=str, default="0", help="numbers, separated by spaces")
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="each run goes to OUT/LOSS-SEED")
     parser.add_argument("--cache", type=str, default=None, help="the cache; the newest in caches/ when left out")
-    parser.add_argument("--drafter", type=str, default="dflash", help="name in configs/drafter/")
+    parser.add_argument("--drafter", type=str, default=None, help="name in configs/drafter/; else the files name it")
     parser.add_argument("--json", type=Path, default=None, help="also write the table and all runs to this file")
     known, rest = _split(argv[1:], ["losses", "seeds", "out", "cache", "drafter", "json"])
     config = parser.parse_args(known)
@@ -71,7 +75,9 @@ def sweep(argv: list[str]) -> None:
     if any(option.partition("=")[0] in _OURS for option in rest):
         raise UserError(f"specauf sweep sets {', '.join(_OURS)} itself: give --losses, --seeds and --out")
     cache = config.cache or str(newest("caches/*/manifest.json", "cache", "--cache").parent)
-    options = [f"--data.cache={cache}", f"--model.drafter={config.drafter}", *rest]
+    # Only when given: a flag would beat the drafter of a file in `rest`.
+    drafter = [] if config.drafter is None else [f"--model.drafter={config.drafter}"]
+    options = [f"--data.cache={cache}", *drafter, *rest]
     failed = execute(runs, options)
     results = summarise(runs)
     print(table(results))
@@ -98,14 +104,21 @@ def plan(losses: str, seeds: str, out: Path) -> list[Run]:
     """The runs of a sweep, seed by seed, so that every loss has been tried once early on.
 
     Raises:
-        UserError: a loss is unknown, a seed is no number, or one is given twice.
+        UserError: a loss is unknown, a seed is no number, one is given twice, or two losses are of one name.
     """
     names, numbers = losses.replace(",", " ").split(), seeds.replace(",", " ").split()
     for what, words in (("losses", names), ("seeds", numbers)):
         if not words or len(set(words)) < len(words):
             raise UserError(f"--{what} is {' '.join(words)!r}: give different ones, separated by spaces")
+    stems: dict[str, str] = {}
     for name in names:
         find_config("loss", name)
+        other = stems.setdefault(Path(name).stem, name)
+        if other != name:
+            raise UserError(
+                f"--losses: {other} and {name} are both called {Path(name).stem}, which names the runs' directories: "
+                "rename one"
+            )
     for number in numbers:
         if not number.isdecimal():
             raise UserError(f"--seeds: {number!r} is no seed: give numbers from 0")
@@ -116,16 +129,16 @@ def execute(runs: Sequence[Run], options: Sequence[str]) -> dict[str, str]:
     """Do the runs that are not finished, one after another; returns directory and reason of those that failed.
 
     Raises:
-        UserError: a finished run had other options.
+        UserError: a run had other options or another loss of this name.
     """
     failed: dict[str, str] = {}
     for run in runs:
-        _check_same_options(run, options)
+        _check_same(run, options)
     with progress("sweep", float(len(runs)), unit="runs") as advance:
         for run in runs:
             if run.summary() is None:
                 run.directory.mkdir(parents=True, exist_ok=True)
-                (run.directory / "sweep.yaml").write_text(yaml.safe_dump({"options": list(options)}))
+                (run.directory / "sweep.yaml").write_text(yaml.safe_dump(_kept(run, options)))
                 if not (run.directory / LAST).is_file():
                     (run.directory / "config.yaml").unlink(missing_ok=True)  # it ended before its first checkpoint
                 said = run.directory / "stderr.txt"
@@ -139,15 +152,34 @@ def execute(runs: Sequence[Run], options: Sequence[str]) -> dict[str, str]:
     return failed
 
 
-def _check_same_options(run: Run, options: Sequence[str]) -> None:
+def _kept(run: Run, options: Sequence[str]) -> dict[str, Any]:
+    """What a run's `sweep.yaml` holds; `loss` is missing in early ones."""
+    return {"options": list(options), "loss": run.resolved()}
+
+
+def _check_same(run: Run, options: Sequence[str]) -> None:
     file = run.directory / "sweep.yaml"
-    if file.is_file():
-        before = yaml.safe_load(file.read_text())["options"]
-        if before != list(options):
-            raise UserError(
-                f"--out: {run.directory} was run with {' '.join(before)}, now {' '.join(options)}: "
-                "choose another --out, or delete that directory"
-            )
+    if not file.is_file():
+        return
+    before, now = yaml.safe_load(file.read_text()), _kept(run, options)
+    hint = "choose another --out, or delete that directory"
+    if before["options"] != now["options"]:
+        raise UserError(
+            f"--out: {run.directory} was run with {' '.join(before['options'])}, now {' '.join(options)}: {hint}"
+        )
+    if "loss" in before and before["loss"] != now["loss"]:
+        old, new = _flat(before["loss"]), _flat(now["loss"])
+        name = next(key for key in [*old, *new] if old.get(key) != new.get(key))
+        raise UserError(
+            f"--losses: {run.loss} has {name} {new.get(name)}, {run.directory} was run with {old.get(name)}: {hint}"
+        )
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """The scalars and lists of a loss's file by their dotted names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: v for part, inner in value.items() for key, v in _flat(inner, f"{name}.{part}".strip(".")).items()}
 
 
 def summarise(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:

@@ -1,29 +1,31 @@
 """`specauf fit` and `specauf validate`: LightningCLI, with one-line errors and a run directory of its own."""
 
-import errno
 import logging
 import os
 import re
-import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from specauf.callbacks import Checkpoints, SaveProvenance, Summary, Throughput, TrainingProgress
+from specauf.callbacks.summary import SUMMARY
 from specauf.checkpoint import load_checkpoint
+from specauf.ckpt_path import checkpoint_file
 from specauf.cli import default_run_directory
 from specauf.command import one_line
 from specauf.data.module import CacheDataModule
 from specauf.errors import UserError
 from specauf.loggers import MetricsLog
 from specauf.module import DrafterModule
+from specauf.training_errors import check_length, check_trainer, one_line_errors, one_line_signals
 
 
 class OneLineParser(LightningArgumentParser):
@@ -63,14 +65,17 @@ class TrainingCLI(LightningCLI):
             raise UserError("validate: no weights given: add --ckpt_path=RUN/checkpoints/best.ckpt")
         _require_writable(root)
         # A run that came to no checkpoint has nothing to lose, and may be started again in its place.
-        if self.subcommand == "fit" and not config.ckpt_path and list(root.glob("checkpoints/*.ckpt")):
-            raise UserError(
-                f"run directory {root} already holds a run: go on with --ckpt_path={root}/checkpoints/last.ckpt, "
-                "or choose another --trainer.default_root_dir"
-            )
+        if self.subcommand == "fit" and not config.ckpt_path:
+            own = config.checkpoints.directory
+            _refuse_second_run(root, root / "checkpoints" if own is None else Path(own))
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: Lightning would let a checkpoint's hyperparameters override flags and files, silently."""
+        """Find the file; no more, for Lightning would let its hyperparameters override flags and files, silently."""
+        config = self.config[self.config.subcommand]
+        if config.ckpt_path:
+            root, own = config.trainer.default_root_dir, config.checkpoints.directory
+            folder = Path(own) if own is not None else None if root is None else Path(root) / "checkpoints"
+            config.ckpt_path = checkpoint_file(str(config.ckpt_path), folder, fit=self.config.subcommand == "fit")
 
     def instantiate_classes(self) -> None:
         """Instantiate everything; a class that lacks its package says which one, and nothing else.
@@ -85,6 +90,18 @@ class TrainingCLI(LightningCLI):
             if lacking is None:
                 raise
             raise UserError(lacking[0]) from error
+        if self.subcommand == "fit":
+            check_length(self.trainer, self.model)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; LightningCLI calls this instead of the trainer's own."""
+        with one_line_signals(self.trainer):
+            self.trainer.fit(**kwargs)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Validate, likewise."""
+        with one_line_signals(self.trainer):
+            self.trainer.validate(**kwargs)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the loggers and callbacks every run has, unless the config chose its own."""
@@ -94,17 +111,27 @@ class TrainingCLI(LightningCLI):
             kwargs["logger"] = False if config.logger in (None, True) else config.logger  # a run's logs are its own
         elif config.logger in (None, True) and not config.fast_dev_run:
             kwargs["logger"] = [MetricsLog(Path(root)), TensorBoardLogger(root, name="", version="logs")]
-        own: list[Callback] = list(config.callbacks or [])
+        elif config.logger and not config.fast_dev_run:
+            kwargs["logger"] = [MetricsLog(Path(root)), *_other_loggers(config.logger, Path(root))]
+        given = config.callbacks or []
+        own: list[Callback] = [given] if isinstance(given, Callback) else list(given)
+        check_trainer(config, own)
         defaults: list[Callback] = [TrainingProgress(), Throughput()]
         if self.subcommand == "fit" and not config.fast_dev_run:
             defaults.append(Summary())
         kinds = tuple(type(c) for c in own)
         kwargs["callbacks"] = own + [c for c in defaults if not isinstance(c, kinds)]
+        _require_whole_drafter(config.strategy)
+        _require_fp32_weights(config.precision)
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:  # what Lightning makes of wrong settings
             hint = "; --trainer.accelerator=cpu runs everywhere" if "backend found" in str(error) else ""
             raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
+        _require_fp32_weights(trainer.precision)  # a plugin's
+        if trainer.precision == "bf16-mixed" and str(config.precision) in ("16", "16-mixed"):
+            raise UserError("trainer.precision is 16-mixed, which CPUs do not have: give bf16-mixed or 32-true")
+        return trainer
 
 
 def main(argv: list[str]) -> None:
@@ -115,26 +142,16 @@ def main(argv: list[str]) -> None:
     """
     _quiet()
     sys.argv = [sys.argv[0], *files_first(argv)]
-    try:
+    with one_line_errors():
         TrainingCLI(
             DrafterModule,
             CacheDataModule,
             save_config_callback=SaveProvenance,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             seed_everything_default=0,
             parser_class=OneLineParser,
             auto_configure_optimizers=False,
         )
-    except SIGTERMException as stopped:
-        print("terminated: run the same command with --ckpt_path=RUN/checkpoints/last.ckpt to go on", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from stopped
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        raise UserError(
-            f"trainer.default_root_dir: writing failed ({error.strerror}); the last checkpoint is whole: free some "
-            "space and go on with --ckpt_path=RUN/checkpoints/last.ckpt"
-        ) from error
 
 
 def files_first(argv: list[str]) -> list[str]:
@@ -162,6 +179,66 @@ def _nothing_trained(config: Any) -> bool:
     return not config.ckpt_path and not (config.model.drafter.init_args or {}).get("init")
 
 
+def _refuse_second_run(root: Path, checkpoints: Path) -> None:
+    """Refuse to start a run where one has come to a checkpoint or to its end.
+
+    Raises:
+        UserError: one has.
+    """
+    for folder in (checkpoints, root / "checkpoints"):
+        if any(folder.glob("*.ckpt")):
+            inside = folder == root / "checkpoints"
+            what = f"run directory {root}" if inside else f"checkpoints.directory {folder}"
+            flag = "--trainer.default_root_dir" if inside else "--checkpoints.directory"
+            raise UserError(
+                f"{what} already holds a run: go on with --ckpt_path={folder}/last.ckpt, or choose another {flag}"
+            )
+    if (root / SUMMARY).exists():
+        raise UserError(
+            f"run directory {root} already holds a run, which has ended well ({SUMMARY}): go on with --ckpt_path and "
+            "its last checkpoint, or choose another --trainer.default_root_dir"
+        )
+
+
+def _other_loggers(given: Logger | Iterable[Logger], root: Path) -> list[Logger]:
+    """The loggers that a config names, beside the run's own `metrics.csv`.
+
+    Raises:
+        UserError: one would write that file.
+    """
+    loggers = [given] if isinstance(given, Logger) else list(given)
+    for logger in loggers:
+        if isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == root.resolve():
+            raise UserError(f"trainer.logger: CSVLogger in {root}, where every run writes metrics.csv: leave it out")
+    return loggers
+
+
+def _require_whole_drafter(strategy: Any) -> None:
+    """Refuse strategies that cut the drafter into pieces: they copy batches field by field, and clip no norm.
+
+    Raises:
+        UserError: the strategy is one of these.
+    """
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if name.lower().startswith(("fsdp", "deepspeed", "modelparallel")):
+        raise UserError(f"trainer.strategy is {name}, which cuts the drafter into pieces: give ddp, it fits one device")
+
+
+def _require_fp32_weights(precision: Any) -> None:
+    """Refuse precisions that cast weights and batches: the loss and the optimizer's small steps need fp32.
+
+    Raises:
+        UserError: the precision is not one that keeps fp32 weights.
+    """
+    if precision is not None and str(precision) not in _FP32_WEIGHTS:
+        raise UserError(
+            f"trainer.precision is {precision}: give bf16-mixed, 16-mixed or 32-true, under which the weights stay fp32"
+        )
+
+
+_FP32_WEIGHTS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
+
+
 def _require_writable(root: Path) -> None:
     """Refuse a run directory that cannot be made, before anything else is done.
 
@@ -172,9 +249,6 @@ def _require_writable(root: Path) -> None:
     if not near.is_dir() or not os.access(near, os.W_OK):
         what = "cannot be written" if near.is_dir() else "is a file"
         raise UserError(f"trainer.default_root_dir is {root} but {near} {what}: choose another directory")
-
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _quiet() -> None:
@@ -188,6 +262,10 @@ def _quiet() -> None:
         ".*WeightAveraging callback with a model that overrides.*",  # the drafter is whole on every rank
         ".*dirpath has changed from.*",  # a run that goes on in another directory keeps its own best there
         ".*smaller than the logging interval.*",
+        ".*Please add the following callbacks: \\['Summary'\\].*",  # which a validation has not
+        ".*Mismatch dtype between input and weight.*",  # mixed precision: so it is meant
+        ".*Detected call of `lr_scheduler.step.*",  # a gradient scaler has left the first steps out
+        ".*AMP with fp16 is not supported on CPU.*",  # refused, where Lightning would take bf16
         ".*Experiment logs directory .* exists and is not empty.*",  # what it would delete was moved aside
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import cache_builder.cli
 import specauf.cli
@@ -62,6 +63,10 @@ def place(tiny_cache, tmp_path_factory) -> Path:  # noqa: F811
     DFlashDrafter(config).save_pretrained(folder / "wide")
     shutil.copytree(folder / "wide", folder / "broken")
     (folder / "broken/model.safetensors").write_bytes(b"no tensors")
+    shutil.copytree(folder / "target", folder / "lacking")
+    weights = load_file(folder / "target/model.safetensors")
+    del weights["model.layers.3.mlp.up_proj.weight"]
+    save_file(weights, folder / "lacking/model.safetensors", metadata={"format": "pt"})
     (folder / "empty").mkdir()
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"count to {i}"}) + "\n" for i in range(12)))
     (folder / "broken.jsonl").write_text('{"prompt": "a"}\n{broken\n')

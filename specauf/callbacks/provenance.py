@@ -16,7 +16,11 @@ _PACKAGES = ("torch", "lightning", "transformers", "zarr", "zarrs", "numcodecs",
 
 
 class SaveProvenance(SaveConfigCallback):
-    """Beside Lightning's `config.yaml`, writes `run.json` into the run directory."""
+    """Writes `config.yaml` and `run.json` into the run directory, whatever logs the run.
+
+    Lightning's own would go to the first logger's directory, which may be the user's current one. So it must be made
+    with `save_to_log_dir=False`.
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Nothing yet: a run that is refused, and one that only validates, leave the files of its directory alone."""
@@ -28,6 +32,14 @@ class SaveProvenance(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Runs on the first rank only, so it must not call anything collective."""
         directory = Path(trainer.default_root_dir)  # `log_dir` would be a collective call
+        directory.mkdir(parents=True, exist_ok=True)  # not every logger makes it
+        self.parser.save(
+            self.config,
+            str(directory / self.config_filename),
+            skip_none=False,
+            overwrite=self.overwrite,
+            multifile=self.multifile,
+        )
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         record = {
             "argv": sys.argv,

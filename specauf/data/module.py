@@ -242,16 +242,17 @@ def _require_own_order(trainer: L.Trainer) -> None:
     Raises:
         UserError: naming the option and what does the same.
     """
-    if trainer.overfit_batches:
+    share = trainer.overfit_batches  # type: ignore[attr-defined]
+    if share:
         raise UserError(
-            f"trainer.overfit_batches is {trainer.overfit_batches}, but every epoch draws other anchors: leave it "
+            f"trainer.overfit_batches is {share}, but every epoch draws other anchors: leave it "
             "out and give -c configs/debug/overfit.yaml"
         )
-    every = trainer.reload_dataloaders_every_n_epochs
+    every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
     if every:
         raise UserError(
-            f"trainer.reload_dataloaders_every_n_epochs is {every}, and every reload would begin with the first epoch's "
-            "order again: leave it out, each epoch is shuffled anew"
+            f"trainer.reload_dataloaders_every_n_epochs is {every}, and every reload would begin with the first "
+            "epoch's order again: leave it out, each epoch is shuffled anew"
         )
 
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from specauf.errors import UserError
+
 AttentionKind = Literal["auto", "sdpa", "flex"]
 
 
@@ -103,7 +105,17 @@ class SdpaAttend:
 
 
 def training_attend(layout: BlockLayout, kind: AttentionKind = "auto") -> Attend:
-    """The attention that training uses: of its own accord FlexAttention on CUDA, and one SDPA a document elsewhere."""
+    """The attention that training uses: of its own accord FlexAttention on CUDA, and one SDPA a document elsewhere.
+
+    Raises:
+        UserError: FlexAttention is asked for where it has no gradients.
+    """
+    device = layout.starts.device.type
+    if kind == "flex" and device in ("cpu", "mps") and torch.is_grad_enabled():
+        raise UserError(
+            f"model.drafter.init_args.attention is flex but this trains on {device}, where FlexAttention has no "
+            "gradients: give auto or sdpa"
+        )
     if kind == "flex" or (kind == "auto" and layout.starts.is_cuda):
         from specauf.drafters.flex import FlexAttend  # its import alone costs a second, and a CPU never needs it
 

@@ -50,7 +50,8 @@ class DrafterConfig:
 
     def __post_init__(self) -> None:
         """Refuse shapes that no server loads."""
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"):
+        counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+        for name in (*counts, "intermediate_size"):
             if getattr(self, name) < 1:
                 raise UserError(
                     f"{name}: {getattr(self, name)} found, at least 1 expected; correct the drafter's config"

@@ -7,6 +7,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+UNITS = 2**32
+"""A real number is added up in so many parts of 1, as an integer: exact in any order, and MPS has no float64."""
+
+
+def share_of(part: Int[Tensor, ""], whole: Int[Tensor, ""], units: int = 1) -> Float[Tensor, ""]:
+    """Quotient of two sums, `part` counted in parts of 1 / units, rounded to float32 once; 0 when nothing was added."""
+    return torch.tensor(int(part) / units / max(1, int(whole)), dtype=torch.float32, device=part.device)
+
 
 def accepted_lengths(
     correct: Bool[Tensor, "blocks slots"], valid: Bool[Tensor, "blocks slots"]
@@ -42,8 +50,8 @@ class AcceptedLength(Metric):
     def __init__(self, average: Literal["pooled", "prompt"] = "pooled", **kwargs: Any):
         super().__init__(**kwargs)
         self.average = average
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("total", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, accepted: Int[Tensor, " cycles"]) -> None:
         """Add cycles.
@@ -53,13 +61,16 @@ class AcceptedLength(Metric):
         """
         if not len(accepted):
             return
-        by = len(accepted) if self.average == "prompt" else 1
-        self.total += accepted.sum() / by
-        self.count += len(accepted) / by
+        if self.average == "prompt":
+            self.total += round(int(accepted.sum()) * UNITS / len(accepted))
+            self.count += 1
+        else:
+            self.total += accepted.sum()
+            self.count += len(accepted)
 
     def compute(self) -> Float[Tensor, ""]:
         """Mean A; 0 before the first cycle."""
-        return (self.total / self.count.clamp_min(1)).float()
+        return share_of(self.total, self.count, UNITS if self.average == "prompt" else 1)
 
 
 class EmittedLength(AcceptedLength):

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
+from specauf.metrics.emitted import UNITS, share_of
 from specauf.objectives.objective import LossOutput
 
 
@@ -14,11 +15,12 @@ class _Share(Metric):
     full_state_update = False
     part: Tensor
     whole: Tensor
+    units = 1
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.add_state("part", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("whole", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("part", "whole"):
+            self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def _add(self, part: Tensor, whole: Tensor) -> None:
         self.part += part
@@ -26,7 +28,7 @@ class _Share(Metric):
 
     def compute(self) -> Float[Tensor, ""]:
         """The share; 0 before the first slot."""
-        return (self.part / self.whole.clamp_min(1)).float()
+        return share_of(self.part, self.whole, self.units)
 
 
 class TokenAccuracy(_Share):
@@ -69,6 +71,8 @@ class SupportRatio(_Share):
 class AcceptanceProbability(_Share):
     """Mean alpha = sum_v min(p_v, q_v) over the slots seen, by the objective's bound for the sparse tail."""
 
+    units = UNITS
+
     def update(self, output: LossOutput) -> None:
         """Add the blocks of one loss.
 
@@ -77,4 +81,4 @@ class AcceptanceProbability(_Share):
         """
         if output.alpha is None:
             raise ValueError("alpha needs the target's log-probs in the batch")
-        self._add(output.alpha.sum(), output.seen.sum())
+        self._add((output.alpha.sum() * UNITS).round().long(), output.seen.sum())

@@ -230,5 +230,10 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        rows_grad = ctx.rows_grad * grad.to(ctx.rows_grad.dtype)
-        return None, None, None, rows_grad, *(g * grad.to(g.dtype) for g in ctx.parameter_grads)
+        return None, None, None, _times(ctx.rows_grad, grad), *(_times(g, grad) for g in ctx.parameter_grads)
+
+
+def _times(gathered: Tensor, grad: Tensor) -> Tensor:
+    """Their product, in the type of the first; a loss scaled for fp16 has a gradient that fp16 cannot hold."""
+    wide = torch.promote_types(gathered.dtype, torch.float32)
+    return (gathered.to(wide) * grad.to(wide)).to(gathered.dtype)

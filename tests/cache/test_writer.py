@@ -84,8 +84,8 @@ def test_shards_of_which_nothing_is_left_count_their_drops_and_are_not_read(tmp_
     write_fake_target(folder, PLAIN, SPEC.codec)
     for number in (0, 2, 3):
         write_shard(str(folder), number, [], SPEC, {"over_long": 2})
+    write_shard(str(folder), 1, [], SPEC)
     with pytest.raises(UserError, match=r"no document is left to store \(6 over_long\)"):
-        write_shard(str(folder), 1, [], SPEC)
         write_manifest(str(folder), PLAIN, 4)
     documents = [document(np.random.default_rng(0), n, PLAIN) for n in (5, 8)]
     write_shard(str(folder), 1, documents, SPEC)

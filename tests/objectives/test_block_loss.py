@@ -247,3 +247,19 @@ def test_cuda_equals_the_cpu(name):
     torch.testing.assert_close(out.numerator.cpu(), expected.numerator, rtol=1e-9, atol=1e-9)
     (got,), (wanted,) = gradients(out, [there]), gradients(expected, [rows])
     torch.testing.assert_close(got.cpu(), wanted, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["decay", "auf"])
+def test_a_scaled_loss_may_exceed_fp16_where_its_gradient_does_not(name):
+    rows, weight, targets = case(dtype=torch.float32)
+    half = (rows.detach() / 64).half().requires_grad_()
+    head, objective = linear(weight.half()), Objective(WEIGHTINGS[name], CrossEntropy())
+    out = block_loss(half, head, targets, objective, chunk_blocks=4)
+    (plain,) = torch.autograd.grad(out.numerator, half, retain_graph=True)
+    scale = 2.0**17  # above 65504
+    (scaled,) = torch.autograd.grad(out.numerator * (scale / 2**10), half, retain_graph=True)
+    (huge,) = torch.autograd.grad(out.numerator * scale, half)
+    assert torch.isfinite(scaled).all()
+    small = plain.abs() < 0.4
+    assert torch.isfinite(huge[small]).all()
+    torch.testing.assert_close(huge[small].float() / scale, plain[small].float(), rtol=2e-3, atol=1e-7)

@@ -20,9 +20,19 @@ def arguments(cache: Path, run: Path, *options: str) -> list[str]:
 
 def fit_here(cache: Path, run: Path, *options: str) -> int:
     """In this process; returns the exit status."""
+    return _here(arguments(cache, run, *options))
+
+
+def validate_here(cache: Path, run: Path, *options: str) -> int:
+    """The run's last checkpoint on some cache, in this process; returns the exit status."""
+    words = ["-c", f"{run}/config.yaml", f"--ckpt_path={run}/checkpoints/last.ckpt", f"--data.cache={cache}"]
+    return _here(["validate", *words, *options])
+
+
+def _here(words: list[str]) -> int:
     argv, seed = sys.argv, os.environ.get("PL_GLOBAL_SEED")
     try:
-        return main(arguments(cache, run, *options))
+        return main(words)
     finally:
         sys.argv = argv
         if torch.distributed.is_initialized():  # by a strategy, which would leave it to the next test

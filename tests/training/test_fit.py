@@ -13,7 +13,9 @@ import yaml
 from specauf.cli import main
 from specauf.configs import known_configs
 from specauf.training_cli import files_first
-from tests.training.running import arguments, fit
+from tests.training.running import arguments, fit, fit_here
+
+CONSTANT = "--model.schedule.class_path=specauf.schedules.Constant"
 
 # Runs the command, then fails if anything that could hold a target was imported while training.
 FIT_WITHOUT_TARGET = """
@@ -96,6 +98,27 @@ def test_a_second_run_does_not_overwrite_the_first(tiny_cache, tmp_path):
     assert done.returncode == 2
     assert "already holds a run" in done.stderr
     assert (run / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("other", [[], ["--model.loss=decay"]])
+def test_nor_where_its_checkpoints_are_elsewhere(tiny_cache, tmp_path, capsys, other):
+    options = ["--model.loss=auf", "--trainer.max_steps=1", "--trainer.limit_val_batches=0", CONSTANT]
+    kept = tmp_path / "kept"
+    assert fit_here(tiny_cache, tmp_path / "run", *options, f"--checkpoints.directory={kept}") == 0
+    before = {file: file.read_bytes() for file in (kept / "last.ckpt", tmp_path / "run/config.yaml")}
+    for run, elsewhere, says in (
+        ("run", [f"--checkpoints.directory={kept}"], f"checkpoints.directory {kept} already holds a run: go on with "),
+        ("other", [f"--checkpoints.directory={kept}"], f"--ckpt_path={kept}/last.ckpt, or choose another"),
+        ("run", [], "already holds a run, which has ended well (summary.json)"),
+    ):
+        capsys.readouterr()
+        assert fit_here(tiny_cache, tmp_path / run, *options, *other, *elsewhere) == 2
+        err = capsys.readouterr().err
+        assert says in err
+        assert err.count("\n") == 1
+    assert {file: file.read_bytes() for file in before} == before
+    resumed = (f"--checkpoints.directory={kept}", f"--ckpt_path={kept}/last.ckpt", "--trainer.max_steps=2")
+    assert fit_here(tiny_cache, tmp_path / "run", *options, *resumed) == 0
 
 
 def test_every_loss_is_known():

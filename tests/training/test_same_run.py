@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
+from specauf.callbacks import Throughput
 from tests.training.running import fit, fit_here, logged
 
 # The tiny cache has 18 training documents: 2 steps of 8 an epoch, 20 steps in all.
@@ -46,3 +48,21 @@ def test_one_rank_two_ranks_and_accumulation_agree(tiny_cache, tmp_path, loss):
         for key, value in weights(one).items():
             torch.testing.assert_close(weights(run)[key], value, rtol=1e-5, atol=1e-5)
         assert json.loads((run / "summary.json").read_text())["steps"] == 20
+
+
+@pytest.mark.parametrize("head", [(), ("--model.head_tokens=64",)])
+def test_ddp_sends_no_frozen_vocabulary_around(tiny_cache, tmp_path, monkeypatch, head):
+    seen, end = [], Throughput.on_train_batch_end
+
+    def spied(self, trainer, *rest):
+        end(self, trainer, *rest)
+        seen.append((trainer.strategy.model, dict(trainer.lightning_module.named_buffers())))
+
+    monkeypatch.setattr(Throughput, "on_train_batch_end", spied)
+    options = ("--model.loss=auf", "--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.strategy=ddp")
+    assert fit_here(tiny_cache, tmp_path / "run", *options, *head) == 0
+    ((wrapped, buffers),) = seen
+    assert isinstance(wrapped, DistributedDataParallel)
+    assert "vocabulary.embedding" in buffers
+    assert ("head_vocabulary._head" in buffers) == bool(head)
+    assert not wrapped.modules_buffers

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from specauf import sweep as module
 from specauf.cli import main
@@ -89,6 +90,7 @@ def test_one_run_has_no_spread_and_none_has_no_mean(tmp_path):
     [
         ("nosuch", "0", "unknown loss"),
         ("auf auf", "0", "--losses"),
+        ("auf configs/loss/auf.yaml", "0", "--losses: auf and configs/loss/auf.yaml are both called auf"),
         ("auf", "x", "'x' is no seed"),
         ("", "0", "--losses"),
     ],
@@ -96,6 +98,53 @@ def test_one_run_has_no_spread_and_none_has_no_mean(tmp_path):
 def test_wrong_plans_are_refused(tmp_path, losses, seeds, says):
     with pytest.raises(UserError, match=says):
         plan(losses, seeds, tmp_path)
+
+
+class Finished:
+    """Stands for a run's process: writes its summary, and keeps the command."""
+
+    def __init__(self):
+        self.commands = []
+
+    def __call__(self, words, stderr, check):
+        self.commands.append(words)
+        directory = next(w.partition("=")[2] for w in words if w.startswith("--trainer.default_root_dir"))
+        (module.Path(directory) / "summary.json").write_text('{"best_tau": 1.5, "loss": 2.0, "seconds": 1.0}')
+        return type("Done", (), {"returncode": 0})
+
+
+def test_a_drafter_is_passed_on_only_when_given(tiny_cache, tmp_path, monkeypatch):
+    """A flag would beat the drafter that a file names."""
+    runs = Finished()
+    monkeypatch.setattr(module.subprocess, "run", runs)
+    for out, more, expected in (("a", (), []), ("b", ("--drafter", "domino"), ["--model.drafter=domino"])):
+        assert main(command(tiny_cache, tmp_path / out, "-c", "configs/demo.yaml", *more)) == 0
+        for words in runs.commands:
+            assert [word for word in words if word.startswith("--model.drafter")] == expected
+        runs.commands.clear()
+
+
+def test_a_loss_that_changed_meanwhile_is_refused(tiny_cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module.subprocess, "run", Finished())
+    (tmp_path / "alt").mkdir()
+    loss, out = tmp_path / "alt/decay.yaml", tmp_path / "sweep"
+    shutil.copy("configs/loss/decay.yaml", loss)
+    again = [word if word != "decay auf" else f"{loss} auf" for word in command(tiny_cache, out)]
+    assert main(again) == 0
+    kept = yaml.safe_load((out / "decay-0/sweep.yaml").read_text())
+    assert kept["loss"] == yaml.safe_load(loss.read_text())
+    assert main(again) == 0
+    assert main(command(tiny_cache, out)) == 0  # the shipped one says the same
+    capsys.readouterr()
+    loss.write_text(loss.read_text().replace("gamma: 7.0", "gamma: 3.0"))
+    assert main(again) == 2
+    err = capsys.readouterr().err
+    assert f"{loss} has init_args.weighting.init_args.gamma 3.0, {out}/decay-0 was run with 7.0: choose another" in err
+    assert err.count("\n") == 1
+    old = out / "decay-0/sweep.yaml"
+    old.write_text(yaml.safe_dump({"options": kept["options"]}))  # as early versions wrote it
+    (out / "decay-1/sweep.yaml").write_text(old.read_text())
+    assert main(again) == 0
 
 
 def test_what_the_sweep_sets_itself_is_refused(tiny_cache, tmp_path, capsys):

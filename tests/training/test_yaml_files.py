@@ -24,6 +24,7 @@ FIT = {
     "fit.yaml": [],
     "demo.yaml": ["--model.head_tokens=64"],
     "recipe.yaml": [],
+    "train.yaml": [],
     "trainer/ddp.yaml": ["--trainer.accelerator=cpu", "--trainer.devices=1"],
     "trainer/early-stopping.yaml": [],
     "trainer/ema.yaml": [],
@@ -31,7 +32,7 @@ FIT = {
     "debug/fast.yaml": [],
 }
 # What this machine lacks, and the one line that says so.
-LACKS = {"trainer/fsdp.yaml": "gpu", "logger/wandb.yaml": "wandb", "logger/mlflow.yaml": "mlflow"}
+LACKS = {"logger/wandb.yaml": "wandb", "logger/mlflow.yaml": "mlflow"}
 
 
 def names(kind: str) -> list[str]:

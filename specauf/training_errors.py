@@ -1,0 +1,143 @@
+"""How a training run ends early: what Lightning raises for wrong settings, a full disk and signals, in one line each.
+
+Errors of our own code, and of any other than Lightning's, keep their traceback.
+"""
+
+import contextlib
+import errno
+import math
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, LearningRateFinder
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+from specauf.callbacks import Checkpoints
+from specauf.drafters import DominoSpec
+from specauf.errors import UserError
+from specauf.module import DrafterModule
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LIGHTNING = Path(L.__file__).parent
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn a full disk, and what Lightning's own code raises, into one line.
+
+    Raises:
+        UserError: with what was raised.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise UserError(
+            f"trainer.default_root_dir: writing failed ({error.strerror}); the last checkpoint is whole: free some "
+            "space and go on with --ckpt_path=RUN/checkpoints/last.ckpt"
+        ) from error
+    except MisconfigurationException as error:
+        raise _refused(error) from error
+    except (ValueError, RuntimeError, AttributeError) as error:
+        # Not their subclasses: an error of CUDA or of a decoder may surface in any frame.
+        if type(error) not in (ValueError, RuntimeError, AttributeError) or _raised_in(error) is None:
+            raise
+        raise _refused(error) from error
+
+
+def _refused(error: Exception) -> UserError:
+    where = _raised_in(error)
+    at = f" ({where})" if where else ""
+    text = " ".join(str(error).split()).rstrip(".")
+    return UserError(f"trainer: {text}{at}: correct that --trainer option or callback")
+
+
+def _raised_in(error: Exception) -> str | None:
+    """File and line of Lightning's that raised an error; None if other code did."""
+    last: TracebackType | None = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or not Path(last.tb_frame.f_code.co_filename).is_relative_to(_LIGHTNING):
+        return None
+    return f"lightning/{Path(last.tb_frame.f_code.co_filename).relative_to(_LIGHTNING)}:{last.tb_lineno}"
+
+
+@contextlib.contextmanager
+def one_line_signals(trainer: L.Trainer) -> Iterator[None]:
+    """Answer SIGTERM and Ctrl-C during a run with how to go on, and the exit status a shell gives for the signal.
+
+    Args:
+        trainer: that runs inside.
+
+    Raises:
+        SystemExit: 143 or 130.
+    """
+    try:
+        yield
+    except SIGTERMException as stopped:
+        _say(trainer, "terminated")
+        raise SystemExit(128 + signal.SIGTERM) from stopped
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, KeyboardInterrupt):  # which Lightning turns into a status of 1
+            raise
+        _say(trainer, "interrupted")
+        raise SystemExit(128 + signal.SIGINT) from ended
+
+
+def _say(trainer: L.Trainer, what: str) -> None:
+    if not trainer.is_global_zero:
+        return
+    folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints) and c.dirpath]
+    last = next((file for file in (Path(f) / "last.ckpt" for f in folders) if file.is_file()), None)
+    if trainer.state.fn != "fit":
+        print(f"{what}: run the same command again", file=sys.stderr)
+    elif last is None:
+        print(f"{what} before the first checkpoint: run the same command again to start anew", file=sys.stderr)
+    else:
+        print(f"{what}: run the same command with --ckpt_path={last} to go on", file=sys.stderr)
+
+
+def check_trainer(config: Any, callbacks: Sequence[Callback]) -> None:
+    """Refuse settings for which Lightning's own message would not help.
+
+    Args:
+        config: of the trainer.
+        callbacks: those the user asked for.
+
+    Raises:
+        UserError: one of them is wrong.
+    """
+    every = config.check_val_every_n_epoch
+    if every is not None and every < 1:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch is {every}: give at least 1, or --trainer.limit_val_batches=0 for no "
+            "validation"
+        )
+    if any(isinstance(callback, LearningRateFinder) for callback in callbacks):
+        raise UserError(
+            "trainer.callbacks: LearningRateFinder found, which cannot set model.optimizer: leave it out and compare "
+            "runs with different --model.optimizer.init_args.lr"
+        )
+
+
+def check_length(trainer: L.Trainer, model: DrafterModule) -> None:
+    """Refuse a run without end if something in it is spread over the run.
+
+    Raises:
+        UserError: it is.
+    """
+    if trainer.max_epochs != -1 or trainer.max_steps != -1:
+        return
+    model.schedule.require_length(math.inf)
+    spec = model.spec
+    if isinstance(spec, DominoSpec) and spec.base_start > 0:
+        raise UserError(
+            "trainer.max_steps is -1 and so is trainer.max_epochs, but the domino drafter's base_ratio is a share of "
+            "the run: give --trainer.max_steps=N, or --model.drafter.init_args.base_start=0"
+        )
