@@ -24,6 +24,8 @@ from specauf.objectives.support import branch_losses
 from specauf.resume import check_same_optimizer, check_same_run, restore_rng, rng_state
 from specauf.schedules import Schedule, WarmupCosine
 
+COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
 
 class DrafterModule(L.LightningModule):
     """Trains one drafter against the distributions and features in a cache.
@@ -99,6 +101,11 @@ class DrafterModule(L.LightningModule):
         self.head_vocabulary = self.vocabulary
         if self.head_tokens is not None and self.head_tokens < cache.manifest.identity.vocab_size:
             self.head_vocabulary = self.vocabulary.restrict(frequent_tokens(cache, self.head_tokens))
+        half = COMPUTED_IN.get(str(self.trainer.precision))
+        if half is not None:
+            # Autocast would cast the whole head for every chunk of rows, and come to the same numbers.
+            for vocabulary in {self.vocabulary, self.head_vocabulary}:
+                vocabulary.hold_head_in(half)
         # DDP's name. Every rank has read these from the cache; DDP would send them anew at every forward pass.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if name.startswith(("vocabulary.", "head_vocabulary."))

@@ -104,6 +104,10 @@ class TargetVocabulary(nn.Module):
         embedding = target.embed_tokens.to(dtype)
         return cls.from_config(target.config, embedding, None if target.tied else target.lm_head.to(dtype))
 
+    def hold_head_in(self, dtype: torch.dtype) -> None:
+        """Keep the head in another type, in which `logits` are then computed; the embedding stays as it is."""
+        self._head = self.head.to(dtype)
+
     @property
     def restricted(self) -> bool:
         """The head has some tokens only."""

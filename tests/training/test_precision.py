@@ -6,6 +6,8 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
+from specauf import module
+from specauf.drafters import TargetVocabulary
 from tests.training.running import fit_here, logged
 
 OPTIONS = ("--model.loss=auf", "--trainer.limit_val_batches=0")
@@ -45,6 +47,25 @@ def test_mixed_precision_trains(tiny_cache, tmp_path, precision):
     assert fit_here(tiny_cache, run, *OPTIONS, f"--trainer.precision={precision}", "--trainer.max_steps=2") == 0
     stored = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert {value.dtype for value in stored.values()} == {torch.float32}
+
+
+def test_the_head_is_held_in_the_type_it_is_computed_in(tiny_cache, tmp_path, monkeypatch):
+    """Autocast would cast it at every call, to the same numbers: loss and weights are bit for bit what they were."""
+    held = []
+    real = TargetVocabulary.hold_head_in
+    monkeypatch.setattr(TargetVocabulary, "hold_head_in", lambda self, dtype: held.append(dtype) or real(self, dtype))
+    options = (*OPTIONS, "--trainer.precision=bf16-mixed", "--trainer.max_steps=3")
+    assert fit_here(tiny_cache, tmp_path / "held", *options) == 0
+    assert held == [torch.bfloat16]
+    monkeypatch.setattr(module, "COMPUTED_IN", {})
+    assert fit_here(tiny_cache, tmp_path / "cast", *options) == 0
+    assert held == [torch.bfloat16]
+    assert logged(tmp_path / "held") == logged(tmp_path / "cast")
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("held", "cast")
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_scaler_leaves_out_steps_that_overflow_and_goes_on(tiny_cache, tmp_path):
