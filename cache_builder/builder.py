@@ -23,6 +23,7 @@ from cache_builder.writer import (
     begin,
     committed_shards,
     fields_that_differ,
+    fit_digest,
     write_manifest,
     write_shard,
     write_target,
@@ -85,7 +86,9 @@ class Build:
                 place.remove(f"{name}.json")
 
     def _told_before(self, place: Location, files: Collection[str]) -> bool:
-        """Whether the build that began the cache left its settings there; they stay as they are.
+        """Whether the build that began the cache left its settings there, and they are to stay.
+
+        Those of a finished cache are, for its fingerprint covers them; before, the latest place of the target counts.
 
         Raises:
             UserError: it stored features otherwise, so that shards would not be alike.
@@ -101,7 +104,7 @@ class Build:
                 f"compress_features: {before.compress_features} in the build that began {self.config.out}, "
                 f"{self.config.compress_features} now: give the same, or another --out"
             )
-        return True
+        return MANIFEST in files or before.target == self.config.target
 
     def prepare(self, advance: Advance, *, again: bool = False) -> None:
         """Fit how features are stored, and store the target; only the first rank does, before any other shard.
@@ -122,7 +125,11 @@ class Build:
             # Scales and basis come from the first shard with a document, so that one rank or many fit the same.
             first = self._first(advance)
             codec, errors = self.fit(first[1])
-        record = write_target(
+        if fit_digest(codec) not in (None, before):
+            # Codes of another fit would be decoded wrongly, and no digest could tell. Before the new one is stored: a
+            # build that is killed in between would take it for that of the shards.
+            self._forget_shards()
+        write_target(
             self.config.out,
             self.identity,
             config={name: v for name, v in self.target.model.config.to_dict().items() if name != "_name_or_path"},
@@ -134,10 +141,6 @@ class Build:
         if errors:
             said = ", ".join(f"{tap}: {error:.3f}" for tap, error in zip(self.target.taps, errors, strict=True))
             print(f"features: {codec.kind}, relative squared error by tap {said}", file=sys.stderr)
-        fit = record.objects.get(FEATURE_FIT)
-        if fit is not None and fit.sha256 != before:
-            # Codes of another fit would be decoded wrongly, and no digest could tell.
-            self._forget_shards()
         if first is not None and first[0] in self.missing():
             self._write(*first, codec)
 

@@ -2,10 +2,11 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from cache_builder.config import BUILD, read_told
+from cache_builder.lock import BuildLock
 from specauf.cache.integrity import Problem, verify
 from specauf.cache.location import Location
 from specauf.cache.reader import MANIFEST, TARGET, Cache, open_cache
@@ -23,21 +24,28 @@ class Verdict:
         shards: how many were checked.
         problems: in order of the shards.
         repaired: names of what was built again.
+        removed: objects that no record names, deleted.
     """
 
     cache: str
     shards: int
     problems: list[Problem]
     repaired: list[str]
+    removed: list[str] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
         """For scripts."""
         problems = [{"shard": p.shard, "field": p.field, "what": p.what} for p in self.problems]
-        return {"cache": self.cache, "shards": self.shards, "problems": problems, "repaired": self.repaired}
+        return {"cache": self.cache, "shards": self.shards, "problems": problems} | {
+            "repaired": self.repaired,
+            "removed": self.removed,
+        }
 
     def text(self) -> str:
         """For people."""
         lines = [p.what for p in self.problems]
+        if self.removed:
+            lines.append(f"removed: {', '.join(self.removed)}")
         if self.repaired:
             lines.append(f"built again: {', '.join(self.repaired)}")
         if not self.problems:
@@ -60,7 +68,8 @@ def check(where: str) -> Verdict:
 def repair(where: str, accelerator: Literal["auto", "cpu", "gpu"] = "auto") -> Verdict:
     """Check a cache, build again what is bad, and check it once more.
 
-    A repair that cannot be done leaves the cache as it was.
+    Objects inside shards and the target that no record names are deleted. Apart from that, a repair that cannot be done
+    leaves the cache as it was.
 
     Raises:
         UserError: there is no cache, the corpus or the target is no longer what it was, or what `build` raises.
@@ -68,8 +77,10 @@ def repair(where: str, accelerator: Literal["auto", "cpu", "gpu"] = "auto") -> V
     place = Location(where)
     try:
         found = check(where)
-        if removed := _remove_strays(open_cache(where)):
-            found = replace(check(where), repaired=removed)
+        with BuildLock(place):
+            removed = _remove_strays(open_cache(where))
+        if removed:
+            found = replace(check(where), removed=removed)
         bad = sorted({p.shard for p in found.problems} & {TARGET, *_shards(where)})
     except UserError:
         files = place.files()
@@ -88,7 +99,7 @@ def repair(where: str, accelerator: Literal["auto", "cpu", "gpu"] = "auto") -> V
 
     build(config, bad)
     after = check(where)
-    return Verdict(where, after.shards, after.problems, [*found.repaired, *bad])
+    return replace(after, repaired=bad, removed=found.removed)
 
 
 def _remove_strays(cache: Cache) -> list[str]:
@@ -98,7 +109,7 @@ def _remove_strays(cache: Cache) -> list[str]:
         place = cache.place.child(folder)
         for name in sorted(place.files().keys() - record.objects.keys()):
             place.remove(name)
-            removed.append(f"{folder}/{name} (removed)")
+            removed.append(f"{folder}/{name}")
     return removed
 
 

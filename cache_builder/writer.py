@@ -166,10 +166,23 @@ def write_target_files(
         codec: fitted; its scales and basis are stored.
     """
     files = {name: data for name, data in files.items() if name != FEATURE_FIT}
-    fit = {"channel_scale": codec.channel_scale, "basis": codec.basis}
-    if codec.channel_scale is not None:
-        files[FEATURE_FIT] = save_numpy({n: np.ascontiguousarray(a) for n, a in fit.items() if a is not None})
+    fit = _fit_bytes(codec)
+    if fit is not None:
+        files[FEATURE_FIT] = fit
     return _commit(Location(cache_dir), TARGET, TARGET, files, identity, Counts(), {})
+
+
+def fit_digest(codec: FeatureCodec) -> str | None:
+    """Digest of the stored scales and basis; None for features that have none."""
+    fit = _fit_bytes(codec)
+    return None if fit is None else sha256(fit)
+
+
+def _fit_bytes(codec: FeatureCodec) -> bytes | None:
+    if codec.channel_scale is None:
+        return None
+    arrays = {"channel_scale": codec.channel_scale, "basis": codec.basis}
+    return save_numpy({name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None})
 
 
 def write_shard(

@@ -163,16 +163,19 @@ def _check_same(run: Run, options: Sequence[str]) -> None:
         return
     before, now = yaml.safe_load(file.read_text()), _kept(run, options)
     hint = "choose another --out, or delete that directory"
+    if "loss" not in before and not any(option.startswith("--model.drafter") for option in options):
+        # Early sweeps wrote down the default drafter, too.
+        before["options"] = [option for option in before["options"] if option != "--model.drafter=dflash"]
     if before["options"] != now["options"]:
         raise UserError(
             f"--out: {run.directory} was run with {' '.join(before['options'])}, now {' '.join(options)}: {hint}"
         )
-    if "loss" in before and before["loss"] != now["loss"]:
-        old, new = _flat(before["loss"]), _flat(now["loss"])
-        name = next(key for key in [*old, *new] if old.get(key) != new.get(key))
-        raise UserError(
-            f"--losses: {run.loss} has {name} {new.get(name)}, {run.directory} was run with {old.get(name)}: {hint}"
-        )
+    old, new = _flat(before.get("loss", now["loss"])), _flat(now["loss"])
+    for name in [*old, *new]:
+        if old.get(name) != new.get(name):
+            raise UserError(
+                f"--losses: {run.loss} has {name} {new.get(name)}, {run.directory} was run with {old.get(name)}: {hint}"
+            )
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

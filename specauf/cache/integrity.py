@@ -57,7 +57,7 @@ def _strays(cache: Cache) -> Iterator[Problem]:
     folders = {TARGET, *(f"{s}.zarr" for s in shards)}
     for name in cache.place.files():
         if name not in known and name.split("/", 1)[0] not in folders:
-            yield Problem(name.split(".", 1)[0], "listing", f"{name} is not in {MANIFEST}: delete it")
+            yield Problem("", "listing", f"{name} is not in {MANIFEST}: delete it")
 
 
 def _check_notes(cache: Cache) -> Iterator[Problem]:

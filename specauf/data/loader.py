@@ -72,9 +72,10 @@ class BlockLoader(DataLoader[BlockBatch]):
             UserError: it was saved with other data, batches or ranks.
         """
         for name, value in self.identity.items():
-            if state.get(name) != value:
+            # Early checkpoints do not say what the trainer's limit was.
+            if state.get(name, value) != value:
                 raise UserError(
-                    f"the checkpoint was written with {name} {state.get(name)}, now {value}: "
+                    f"the checkpoint was written with {name} {state[name]}, now {value}: "
                     "resume with the same settings, or start a new run"
                 )
         epoch, batches = int(state["epoch"]), int(state["batches"])

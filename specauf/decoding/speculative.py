@@ -104,7 +104,7 @@ def speculative_stream(
         raise UserError(f"max_new_tokens: {max_new_tokens} found, at least 1 expected")
     if not prompts or min(len(p) for p in prompts) < 1:
         raise UserError("input_ids: an empty prompt found, at least one token expected")
-    _check_target(target.config, len(prompts), max(len(p) for p in prompts) + max_new_tokens + slots)
+    _check_target(target.config, [len(p) for p in prompts], max_new_tokens + slots)
     if drafter is not None:
         vocabulary = vocabulary or TargetVocabulary.from_target(target)
         _check_drafter(drafter, target)
@@ -273,21 +273,23 @@ def _check_drafter(drafter: Drafter, target: Any) -> None:
         )
 
 
-def _check_target(config: Any, prompts: int, longest: int) -> None:
+def _check_target(config: Any, lengths: list[int], more: int) -> None:
     """Refuse targets that would not say what plain decoding says.
 
     Args:
         config: the target's.
-        prompts: decoded together.
-        longest: tokens of the longest prompt with its answer and a block behind it.
+        lengths: tokens of the prompts that are decoded together.
+        more: tokens of the longest answer with a block behind it.
 
     Raises:
         UserError: the target's state cannot go back to an earlier token, its rotary frequencies change on the way, or
             it cannot read several prompts of different lengths.
     """
     text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)  # older families give a window to all layers, without layer_types
-    kinds = set(getattr(text, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+    prompts, longest = len(lengths), max(lengths) + more
+    # Older families give a window to all layers, without layer_types.
+    reached = (getattr(text, "sliding_window", None) or longest) < longest
+    kinds = set(getattr(text, "layer_types", None) or ["sliding_attention" if reached else "full_attention"])
     recurrent = kinds - {"full_attention", "sliding_attention", "chunked_attention"}
     if recurrent:
         raise UserError(
@@ -297,7 +299,9 @@ def _check_target(config: Any, prompts: int, longest: int) -> None:
     rope = getattr(text, "rope_parameters", None) or {}
     trained = getattr(text, "max_position_embeddings", longest)
     original = int(rope.get("original_max_position_embeddings") or trained or longest)
-    if rope.get("rope_type") in ("longrope", "dynamic") and longest > original:
+    # A prompt beyond the trained length has the long factors from the first pass on; dynamic ones grow with the text.
+    crossing = {"longrope": min(lengths) <= original < longest, "dynamic": original < longest}
+    if crossing.get(rope.get("rope_type", ""), False):
         raise UserError(
             f"rope_type: {rope['rope_type']} changes its frequencies beyond {original} tokens; prompt, answer and "
             f"block have {longest}: give shorter prompts or a smaller max_new_tokens"

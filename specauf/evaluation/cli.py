@@ -222,7 +222,9 @@ def read_record(source: Path) -> dict[str, Any]:
         raise UserError(f"{source} is not JSON: run `specauf evaluate` again") from error
     version = record.get("format") if isinstance(record, dict) else None
     if version != FORMAT:
-        raise UserError(f"{source}: format {version} found, {FORMAT} expected: run `specauf evaluate` again")
+        raise UserError(
+            f"{source}: format {version} found, {FORMAT} expected: run `specauf evaluate` with another --out"
+        )
     return dict(record)
 
 

@@ -217,7 +217,7 @@ def _finished(rows_file: Path, key: str) -> list[Row]:
     rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     if rows and rows[0].get("key") != key:
         raise UserError(
-            f"{rows_file} holds results of another target or other drafters ({rows[0].get('key')}, now {key}): "
-            "delete it or write elsewhere with --out"
+            f"{rows_file} holds results of another target, other drafters or another release ({rows[0].get('key')}, "
+            f"now {key}): delete it or write elsewhere with --out"
         )
     return rows

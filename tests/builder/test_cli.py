@@ -53,7 +53,9 @@ def test_build_inspect_and_verify(words: list[str], tmp_path: Path, capsys: pyte
     assert 0 < figures["head_mass"]["min"] <= figures["head_mass"]["p10"] <= 1
     assert {"bytes", "bytes_per_row", "dtype"} <= set(figures["fields"]["features"])
     assert main(["verify", "--cache", cache, "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"cache": cache, "shards": 3, "problems": [], "repaired": []}
+    assert json.loads(capsys.readouterr().out) == {
+        "cache": cache, "shards": 3, "problems": [], "repaired": [], "removed": [],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,9 @@ def test_strays_are_removed_and_nothing_is_built(make: Make, corpus: Path) -> No
     assert len(check(str(cache)).problems) == 2
     verdict = repair(str(cache), "cpu")
     assert verdict.problems == []
-    assert verdict.repaired == ["shard-00001.zarr/.DS_Store (removed)", "target/.DS_Store (removed)"]
+    assert verdict.repaired == []
+    assert verdict.removed == ["shard-00001.zarr/.DS_Store", "target/.DS_Store"]
+    assert "removed: shard-00001.zarr/.DS_Store, target/.DS_Store" in verdict.text()
     assert tree(cache) == whole
 
 
@@ -151,6 +153,48 @@ def test_a_fit_that_comes_out_otherwise_makes_all_shards_again(make: Make, capsy
     assert "3 shards are made again" in capsys.readouterr().err
     assert all(p.stat().st_mtime_ns != stamp for p, stamp in stamps.items())
     assert digests(cache) == whole
+
+
+@pytest.mark.parametrize("moment", ["weights", "record", "between records"])
+def test_a_refit_that_is_killed_never_ends_in_old_codes_under_the_new_fit(
+    make: Make, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    cache = make()
+    whole = digests(cache)
+    _other_signs(cache)
+    (cache / "target.json").unlink()
+    write, remove = Location.write, Location.remove
+
+    def killed_writing(self: Location, name: str, data: bytes) -> None:
+        if name.endswith({"weights": "weights.safetensors", "record": "target.json"}.get(moment, "\0")):
+            raise KeyboardInterrupt
+        write(self, name, data)
+
+    def killed_removing(self: Location, name: str) -> None:
+        if moment == "between records" and name == "shard-00001.json":
+            raise KeyboardInterrupt
+        remove(self, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Location, "write", killed_writing)
+        patched.setattr(Location, "remove", killed_removing)
+        with pytest.raises(KeyboardInterrupt):
+            repair(str(cache), "cpu")
+    assert repair(str(cache), "cpu").problems == []
+    assert digests(cache) == whole
+
+
+def test_a_half_built_cache_is_finished_where_the_target_has_moved(
+    make: Make, tiny_target_dir: Path, corpus: Path, tmp_path: Path
+) -> None:
+    cache = make()
+    for name in ("manifest.json", "shard-00002.json"):
+        (cache / name).unlink()
+    moved = tmp_path / "moved"
+    tiny_target_dir.rename(moved)
+    build(config(moved, corpus, cache, documents_per_shard=8, features="sketch", sketch_rank=8))
+    (cache / "shard-00000.json").unlink()
+    assert repair(str(cache), "cpu").problems == []
 
 
 def test_a_shard_of_which_nothing_is_left_does_not_end_the_build(

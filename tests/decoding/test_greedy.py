@@ -181,6 +181,9 @@ def test_several_prompts_on_sliding_windows_are_refused_and_one_is_right():
     assert target.config.sliding_window == 7
     with pytest.raises(UserError, match="prompts: 2 found, 1 expected"):
         speculative_generate_batch(target, None, [prompt(3), prompt(4)], max_new_tokens=4)
+    # A window that nothing reaches is none.
+    short = speculative_generate_batch(target, None, [prompt(2), prompt(3)], max_new_tokens=4)
+    assert [r.tokens for r in short] == [greedy_answer(target, prompt(n), 4) for n in (2, 3)]
     target.config.layer_types = ["linear_attention"] * 4
     with pytest.raises(UserError, match="layer_types: linear_attention"):
         speculative_generate(target, None, prompt(3), max_new_tokens=4)
@@ -199,3 +202,7 @@ def test_rotary_frequencies_that_change_on_the_way_are_refused():
     assert len(speculative_generate(target, None, prompt(3), max_new_tokens=9).tokens) == 9
     with pytest.raises(UserError, match="rope_type: longrope changes its frequencies beyond 12 tokens"):
         speculative_generate(target, None, prompt(4), max_new_tokens=9)
+    assert speculative_generate(target, None, prompt(13), max_new_tokens=9).tokens  # beyond them from the first pass on
+    target.config.rope_parameters["rope_type"] = "dynamic"
+    with pytest.raises(UserError, match="rope_type: dynamic"):
+        speculative_generate(target, None, prompt(13), max_new_tokens=9)

@@ -95,7 +95,7 @@ def test_rows_of_other_drafters_are_refused(place, tmp_path, capsys):
     words = [w.replace(f"{place}/one", f"{place}/two") for w in command(place, tmp_path, "--limit=1")]
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert "holds results of another target or other drafters" in error
+    assert "holds results of another target, other drafters or another release" in error
     assert error.splitlines()[-1].startswith("error: ")
 
 

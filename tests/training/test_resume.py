@@ -106,20 +106,16 @@ def without_limit(checkpoint, path):
     return path
 
 
-def test_a_checkpoint_that_names_no_limit_goes_on_without_one(tiny_cache, tmp_path, unbroken_constant, capsys):
-    run = tmp_path / "parts"
-    assert fit_here(tiny_cache, run, *OPTIONS, CONSTANT, "--trainer.max_steps=6") == 0
-    old = without_limit(run / "checkpoints/last.ckpt", tmp_path / "old.ckpt")
-    capsys.readouterr()
-    for limit in ("1", "3"):
-        refused = (*OPTIONS, CONSTANT, f"--trainer.limit_train_batches={limit}", f"--ckpt_path={old}")
-        assert fit_here(tiny_cache, tmp_path / "limited", *refused) == 2
-        assert f"trainer.limit_train_batches None, now {limit}" in capsys.readouterr().err
-    for limit in ("1.0", "4"):  # of 4 batches: no limit
-        again = (*OPTIONS, CONSTANT, f"--trainer.limit_train_batches={limit}", f"--ckpt_path={old}")
-        assert fit_here(tiny_cache, tmp_path / limit, *again) == 0
-        rest = [value for step, value in logged(unbroken_constant).items() if step >= 6]
-        assert list(logged(tmp_path / limit).values()) == rest
+@pytest.mark.parametrize("limit", ["3", "4"])  # of 4 batches
+def test_a_checkpoint_that_names_no_limit_goes_on_with_that_of_the_command(tiny_cache, tmp_path, limit):
+    options = (*OPTIONS, CONSTANT, f"--trainer.limit_train_batches={limit}")
+    for name, steps in (("whole", STEPS), ("part", 3)):
+        assert fit_here(tiny_cache, tmp_path / name, *options, f"--trainer.max_steps={steps}") == 0
+    old = without_limit(tmp_path / "part/checkpoints/last.ckpt", tmp_path / "old.ckpt")
+    resume = (*options, f"--ckpt_path={old}", f"--trainer.max_steps={STEPS}")
+    assert fit_here(tiny_cache, tmp_path / "rest", *resume) == 0
+    rest = [value for step, value in logged(tmp_path / "whole").items() if step >= 3]
+    assert list(logged(tmp_path / "rest").values()) == rest
 
 
 def test_epochs_differ_in_order_and_anchors(unbroken):
