@@ -5,7 +5,6 @@ Errors of our own code, and of any other than Lightning's, keep their traceback.
 
 import contextlib
 import errno
-import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -127,16 +126,13 @@ def check_trainer(config: Any, callbacks: Sequence[Callback]) -> None:
 
 
 def check_length(trainer: L.Trainer, model: DrafterModule) -> None:
-    """Refuse a run without end if something in it is spread over the run.
+    """Refuse a run without end if its drafter's curriculum is spread over the run; its schedule sees to itself.
 
     Raises:
         UserError: it is.
     """
-    if trainer.max_epochs != -1 or trainer.max_steps != -1:
-        return
-    model.schedule.require_length(math.inf)
-    spec = model.spec
-    if isinstance(spec, DominoSpec) and spec.base_start > 0:
+    endless = trainer.max_epochs == -1 and trainer.max_steps == -1
+    if endless and isinstance(model.spec, DominoSpec) and model.spec.base_start > 0:
         raise UserError(
             "trainer.max_steps is -1 and so is trainer.max_epochs, but the domino drafter's base_ratio is a share of "
             "the run: give --trainer.max_steps=N, or --model.drafter.init_args.base_start=0"

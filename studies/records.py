@@ -32,7 +32,7 @@ def gain(records: Sequence[Record], base: Sequence[Record], benchmark: str) -> t
     if not mine:
         return None
     ratio = _pooled(mine, benchmark) / _pooled(theirs, benchmark)
-    return (ratio, *bootstrap_paired(*_by_prompt(mine, benchmark), *_by_prompt(theirs, benchmark)))
+    return (ratio, *bootstrap_paired(*_by_prompt(mine, benchmark), *_by_prompt(theirs, benchmark), plus=1.0))
 
 
 def gain_over_seeds(

@@ -33,7 +33,7 @@ def _ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     base_sums, base_cycles = (np.array(second[k], float)[two] for k in ("accepted", "cycles"))
     return {
         "tau_ratio": float((sums.sum() / cycles.sum() + 1) / (base_sums.sum() / base_cycles.sum() + 1)),
-        "tau_ratio_95": bootstrap_paired(sums, cycles, base_sums, base_cycles),
+        "tau_ratio_95": bootstrap_paired(sums, cycles, base_sums, base_cycles, plus=1.0),
         "prompts": len(pairs),
     }
 

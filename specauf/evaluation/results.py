@@ -15,7 +15,7 @@ from specauf.cache.schema import Manifest
 from specauf.errors import UserError
 from specauf.evaluation.compare import compare
 from specauf.evaluation.summary import (
-    bootstrap_speedup,
+    bootstrap_paired,
     bootstrap_tau,
     conditional_acceptance,
     survival,
@@ -64,7 +64,7 @@ def summarise_run(rows: Sequence[Row], name: str, slots: int) -> dict[str, Any]:
         "baseline_tokens_per_second": float(baseline),
         "generate_tokens_per_second": float(generated.sum() / generate_seconds.sum()),
         "speedup": float(speed / baseline),
-        "speedup_95": bootstrap_speedup(tokens, seconds, plain_tokens, plain_seconds),
+        "speedup_95": bootstrap_paired(tokens, seconds, plain_tokens, plain_seconds),
         "speedup_over_generate": float(speed / (generated.sum() / generate_seconds.sum())),
         "milliseconds_per_token": {k: 1000 * v / float(total) for k, v in split.items()},
         "draft_share": split["draft"] / float(seconds.sum()),

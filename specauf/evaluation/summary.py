@@ -39,7 +39,7 @@ def bootstrap_tau(accepted: Accepted, *, draws: int = 2000, seed: int = 0) -> tu
 
 def bootstrap_ratio(first: Accepted, second: Accepted, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of pooled tau(first) / tau(second), resampling the prompts they share as pairs."""
-    return bootstrap_paired(*per_prompt(first), *per_prompt(second), draws=draws, seed=seed)
+    return bootstrap_paired(*per_prompt(first), *per_prompt(second), draws=draws, seed=seed, plus=1.0)
 
 
 def bootstrap_quotient(
@@ -51,55 +51,34 @@ def bootstrap_quotient(
     return _interval(parts[picked].sum(1) / wholes[picked].sum(1) + plus)
 
 
-def bootstrap_speedup(
-    tokens: np.ndarray,
-    seconds: np.ndarray,
-    base_tokens: np.ndarray,
-    base_seconds: np.ndarray,
-    *,
-    draws: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """95 % percentile interval of the ratio of two pooled speeds over the same prompts, drawn together.
-
-    Args:
-        tokens: of each prompt's answer.
-        seconds: it took.
-        base_tokens: the same of the second way of decoding.
-        base_seconds: the same of the second.
-        draws: bootstrap samples.
-        seed: of the samples.
-    """
-    picked = _resample(len(tokens), draws, seed)
-    one = tokens[picked].sum(1) / seconds[picked].sum(1)
-    two = base_tokens[picked].sum(1) / base_seconds[picked].sum(1)
-    return _interval(one / two)
-
-
 def bootstrap_paired(
-    sums: np.ndarray,
-    cycles: np.ndarray,
-    base_sums: np.ndarray,
-    base_cycles: np.ndarray,
+    parts: np.ndarray,
+    wholes: np.ndarray,
+    base_parts: np.ndarray,
+    base_wholes: np.ndarray,
     *,
     draws: int = 2000,
     seed: int = 0,
+    plus: float = 0.0,
 ) -> tuple[float, float]:
-    """95 % percentile interval of the ratio of two pooled tau over the same prompts, drawn together.
+    """95 % percentile interval of the ratio of two quotients over the same prompts, drawn together.
+
+    Each is sum(parts) / sum(wholes) + plus; prompts of which either whole is 0 are left out.
 
     Args:
-        sums: accepted drafts of each prompt, of the first drafter.
-        cycles: its cycles.
-        base_sums: the same of the second.
-        base_cycles: the same of the second.
+        parts: of each prompt, of the first way of decoding: accepted drafts, or tokens.
+        wholes: its cycles, or seconds.
+        base_parts: the same of the second.
+        base_wholes: the same of the second.
         draws: bootstrap samples.
         seed: of the samples.
+        plus: 1 for emitted lengths.
     """
-    decoded = (cycles > 0) & (base_cycles > 0)  # an answer of one token has no cycle
-    sums, cycles, base_sums, base_cycles = (x[decoded] for x in (sums, cycles, base_sums, base_cycles))
-    picked = _resample(len(sums), draws, seed)
-    one = sums[picked].sum(1) / cycles[picked].sum(1) + 1.0
-    two = base_sums[picked].sum(1) / base_cycles[picked].sum(1) + 1.0
+    there = (wholes > 0) & (base_wholes > 0)  # an answer of one token has no cycle
+    parts, wholes, base_parts, base_wholes = (x[there] for x in (parts, wholes, base_parts, base_wholes))
+    picked = _resample(len(parts), draws, seed)
+    one = parts[picked].sum(1) / wholes[picked].sum(1) + plus
+    two = base_parts[picked].sum(1) / base_wholes[picked].sum(1) + plus
     return _interval(one / two)
 
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specauf.evaluation.summary import (
+    bootstrap_paired,
     bootstrap_ratio,
-    bootstrap_speedup,
     bootstrap_tau,
     conditional_acceptance,
     survival,
@@ -59,9 +59,9 @@ def test_the_interval_of_a_speed_up_holds_it_when_answers_differ_in_length():
     base_tokens = tokens + 1
     base_seconds, seconds = base_tokens * 0.1, np.where(tokens > 50, tokens * 0.06, tokens * 0.1)
     point = (tokens.sum() / seconds.sum()) / (base_tokens.sum() / base_seconds.sum())
-    low, high = bootstrap_speedup(tokens, seconds, base_tokens, base_seconds)
+    low, high = bootstrap_paired(tokens, seconds, base_tokens, base_seconds)
     assert low < point < high
-    assert bootstrap_speedup(tokens, seconds, tokens, seconds) == (1.0, 1.0)
+    assert bootstrap_paired(tokens, seconds, tokens, seconds) == (1.0, 1.0)
 
 
 def test_prompts_without_a_cycle_change_no_interval():
