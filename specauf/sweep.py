@@ -163,9 +163,6 @@ def _check_same(run: Run, options: Sequence[str]) -> None:
         return
     before, now = yaml.safe_load(file.read_text()), _kept(run, options)
     hint = "choose another --out, or delete that directory"
-    if "loss" not in before and not any(option.startswith("--model.drafter") for option in options):
-        # Early sweeps wrote down the default drafter, too.
-        before["options"] = [option for option in before["options"] if option != "--model.drafter=dflash"]
     if before["options"] != now["options"]:
         raise UserError(
             f"--out: {run.directory} was run with {' '.join(before['options'])}, now {' '.join(options)}: {hint}"

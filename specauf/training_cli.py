@@ -58,8 +58,6 @@ class TrainingCLI(LightningCLI):
             config.trainer.default_root_dir = _run_directory()
         root = Path(config.trainer.default_root_dir)
         if config.ckpt_path and str(config.ckpt_path).endswith(".ckpt"):
-            if not Path(config.ckpt_path).is_file():
-                raise UserError(f"--ckpt_path={config.ckpt_path} does not exist: give RUN/checkpoints/last.ckpt")
             load_checkpoint(Path(config.ckpt_path))  # for its errors; Lightning's are tracebacks
         elif self.subcommand == "validate" and _nothing_trained(config):
             raise UserError("validate: no weights given: add --ckpt_path=RUN/checkpoints/best.ckpt")
