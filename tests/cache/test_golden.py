@@ -23,6 +23,8 @@ CACHES = {
     # Of the same version, after it got CRC-32C in its records and features that are not compressed.
     "sketch-plain": identity(features="sketch", sketch_rank=4),
     "bf16-plain": identity(features="bf16"),
+    # After top-k went into planes of bits.
+    "none-bits": identity(features="none"),
 }
 
 
