@@ -107,24 +107,26 @@ def _replay_group(
     context = drafter.encode(batch, vocabulary)
     spans = [(d, a, b) for d, document in enumerate(documents) for a, b in answers(document.loss_mask)]
     # Position of the last committed token; a span is over when that is its last token.
-    at, end = (torch.tensor([span[i] for span in spans], dtype=torch.int64, device=device) for i in (1, 2))
-    document_of = torch.tensor([span[0] for span in spans], dtype=torch.int64, device=device)
+    at = [start for _, start, _ in spans]
+    offsets = batch.doc_offsets.tolist()
     accepted: list[list[int]] = [[] for _ in documents]
     slots: list[list[int]] = [[] for _ in documents]
     steps = torch.arange(1, block_size, device=device)
-    while len(going := torch.nonzero(at < end - 1)[:, 0]):
-        starts, positions = batch.doc_offsets[document_of[going]], at[going]
+    while going := [n for n, (_, _, end) in enumerate(spans) if at[n] < end - 1]:
+        on_host = ([offsets[spans[n][0]] for n in going], [at[n] for n in going])
+        starts, positions = (torch.tensor(values, device=device) for values in on_host)
+        end = torch.tensor([spans[n][2] for n in going], device=device)
         anchors = batch.tokens[starts + positions]
-        attend = SdpaAttend(BlockLayout.of(starts, positions))
+        attend = SdpaAttend(BlockLayout(starts, positions, on_host))
         rows = drafter.block_rows(anchors, positions, context, attend, vocabulary, block_size)
         target_position = positions[:, None] + steps
-        valid = target_position < end[going, None]
+        valid = target_position < end[:, None]
         labels = batch.tokens[(starts[:, None] + target_position).clamp(max=len(batch.tokens) - 1)]
-        count = drafter.accepted(rows, anchors, labels, valid, vocabulary)
-        at[going] += count + 1
-        for d, a, s in zip(document_of[going].tolist(), count.tolist(), valid.sum(1).tolist(), strict=True):
-            accepted[d].append(a)
-            slots[d].append(s)
+        for n, count in zip(going, drafter.accepted(rows, anchors, labels, valid, vocabulary).tolist(), strict=True):
+            document, _, stop = spans[n]
+            accepted[document].append(count)
+            slots[document].append(min(block_size - 1, stop - 1 - at[n]))
+            at[n] += count + 1
     return [
         Replay(torch.tensor(a, dtype=torch.int64), torch.tensor(s, dtype=torch.int64))
         for a, s in zip(accepted, slots, strict=True)

@@ -3,7 +3,9 @@
 Keys and values of the context and of the blocks come apart, because all blocks of a document share the context's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -23,25 +25,25 @@ class BlockLayout:
     Attributes:
         starts: first context row of each block's document.
         lengths: number of context rows the block sees: starts[n] .. starts[n] + lengths[n] - 1.
-        groups: (first block, end block, first context row, longest context) of each run of blocks with one document,
-            on the host.
+        on_host: both as lists, where they are known without asking the device.
     """
 
     starts: Int[Tensor, " blocks"]
     lengths: Int[Tensor, " blocks"]
-    groups: tuple[tuple[int, int, int, int], ...]
+    on_host: tuple[Sequence[int], Sequence[int]] | None = None
 
-    @classmethod
-    def of(cls, starts: Int[Tensor, " blocks"], lengths: Int[Tensor, " blocks"]) -> "BlockLayout":
-        """The layout of blocks given in any order; blocks of one document in a row share their work."""
+    @cached_property
+    def groups(self) -> tuple[tuple[int, int, int, int], ...]:
+        """(first block, end block, first context row, longest context) of each run of blocks with one document."""
+        starts, lengths = self.on_host or (self.starts.tolist(), self.lengths.tolist())
         groups: list[tuple[int, int, int, int]] = []
-        for n, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
+        for n, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             if groups and groups[-1][2] == start:
                 first, _, _, longest = groups[-1]
                 groups[-1] = (first, n + 1, start, max(longest, length))
             else:
                 groups.append((n, n + 1, start, length))
-        return cls(starts, lengths, tuple(groups))
+        return tuple(groups)
 
 
 @runtime_checkable

@@ -181,7 +181,7 @@ class Drafter(nn.Module, ABC):
         self.check(vocabulary, None if batch.features is None else batch.features.shape[1])
         starts = batch.doc_offsets[batch.anchor_doc]
         positions = batch.anchors - starts
-        attend = training_attend(BlockLayout.of(starts, positions), self.attention)
+        attend = training_attend(BlockLayout(starts, positions), self.attention)
         return self.block_rows(
             batch.tokens[batch.anchors], positions, self.encode(batch, vocabulary), attend, vocabulary
         )
@@ -236,7 +236,8 @@ class Drafter(nn.Module, ABC):
         lengths = torch.tensor(memory.lengths, device=anchor_tokens.device)
         starts = torch.arange(len(lengths), device=lengths.device) * memory.capacity
         context = [memory.packed(number) for number in range(len(self.layers))]
-        attend = SdpaAttend(BlockLayout.of(starts, lengths))
+        on_host = ([number * memory.capacity for number in range(len(lengths))], memory.lengths)
+        attend = SdpaAttend(BlockLayout(starts, lengths, on_host))
         return self.block_rows(anchor_tokens, lengths, context, attend, vocabulary, slots + 1)
 
     def propose(
@@ -263,14 +264,15 @@ class Drafter(nn.Module, ABC):
         The head runs on slot 1 of all blocks, on slot 2 of those still alive, and so on.
         """
         count = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        alive = torch.arange(len(rows), device=rows.device)
+        alive = valid[:, 0].nonzero()[:, 0]
         for slot in range(rows.shape[1]):
-            alive = alive[valid[alive, slot]]
             if not len(alive):
                 break
             logits = self.slot_logits(rows, slot, alive, anchor_tokens, labels, vocabulary)
-            alive = alive[vocabulary.to_target(logits.argmax(-1)) == labels[alive, slot]]
-            count[alive] += 1
+            right = vocabulary.to_target(logits.argmax(-1)) == labels[alive, slot]
+            count[alive] += right
+            if slot + 1 < rows.shape[1]:
+                alive = alive[right & valid[alive, slot + 1]]
         return count
 
     def slot_logits(

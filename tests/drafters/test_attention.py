@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_block_mask
 
 from specauf.drafters.attention import BlockLayout, SdpaAttend, training_attend
-from specauf.drafters.flex import FlexAttend, flex_attention
+from specauf.drafters.flex import TILE, FlexAttend, flex_attention
 from tests.drafters.tiny import batch_of, document, tiny_drafter, tiny_target, vocabulary_of
 
 # Documents of 40, 7 and 150 tokens; blocks with no context, a little and all of it, across tiles of 128.
@@ -20,7 +23,7 @@ def inputs(queries: int, block: int, kv_heads: int, device: str = "cpu", dtype: 
 
 
 def layout(device: str = "cpu") -> BlockLayout:
-    return BlockLayout.of(torch.tensor(STARTS, device=device), torch.tensor(LENGTHS, device=device))
+    return BlockLayout(torch.tensor(STARTS, device=device), torch.tensor(LENGTHS, device=device))
 
 
 def plain(query, context_key, context_value, block_key, block_value):
@@ -44,6 +47,35 @@ def test_both_agree_with_the_plain_sum(queries: int, block: int, kv_heads: int):
         expected = plain(*given)
         torch.testing.assert_close(SdpaAttend(layout())(*given), expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(FlexAttend(layout(), flex_attention)(*given), expected, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 400), st.lists(st.integers(0, 400), min_size=1, max_size=9)), min_size=1, max_size=4
+    ),
+    st.sampled_from([2, 4, 8, 16, 40, 128, 150, 256]),
+    st.booleans(),
+)
+def test_the_tiles_are_those_of_the_whole_mask(documents, block, drafted_only):
+    """`create_block_mask` looks at every row and column; the layout alone says the same."""
+    starts, lengths, at = [], [], 0
+    for tokens, anchors in documents:
+        starts += [at] * len(anchors)
+        lengths += [min(anchor, tokens - 1) for anchor in anchors]
+        at += tokens
+    if len(starts) == 1:
+        return  # its mask has a second block that only fills the tile
+    layout, queries = BlockLayout(torch.tensor(starts), torch.tensor(lengths)), block - drafted_only
+    room = -(-at // TILE) * TILE
+    made = FlexAttend(layout, flex_attention)._mask(queries, block, room)
+    rows, columns = made.seq_lengths
+    expected = create_block_mask(made.mask_mod, None, None, rows, columns, device="cpu", BLOCK_SIZE=TILE)
+    for numbers, indices in (("kv_num_blocks", "kv_indices"), ("full_kv_num_blocks", "full_kv_indices")):
+        counts = getattr(expected, numbers)
+        assert torch.equal(getattr(made, numbers), counts)
+        used = torch.arange(columns // TILE) < counts[..., None]
+        assert torch.equal(getattr(made, indices)[used], getattr(expected, indices)[used])
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -92,7 +124,7 @@ def test_ragged_lengths_do_not_compile_anew(device: str):
 
     def attend(blocks: int) -> None:
         given = inputs(16, 16, 2, device)
-        at = BlockLayout.of(*(torch.tensor(v[:blocks], device=device) for v in (STARTS, LENGTHS)))
+        at = BlockLayout(*(torch.tensor(v[:blocks], device=device) for v in (STARTS, LENGTHS)))
         tensors = [t if n in (1, 2) else t[:blocks] for n, t in enumerate(given)]
         with torch.set_grad_enabled(device == "cuda"):
             FlexAttend(at, kernel)(*tensors)
