@@ -65,6 +65,7 @@ class DrafterModule(L.LightningModule):
         self.head_tokens, self.chunk_blocks, self.full_block_every = head_tokens, chunk_blocks, full_block_every
         self.compiled = compile
         self._means: list[StepMean] = []
+        self._losses: list[tuple[Tensor, str]] = []  # of the step's micro-batches, and where each was
         self._resumed: dict[str, Any] | None = None
         self.emitted, self.acceptance = EmittedLength(), SlotAcceptance(drafter.block_size - 1)
         self.drafter: Drafter | None = None
@@ -84,6 +85,11 @@ class DrafterModule(L.LightningModule):
         """The drafter reads the target's features."""
         return self.spec.needs_features
 
+    @property
+    def computed_in(self) -> torch.dtype | None:
+        """What mixed precision computes products in; None in full precision."""
+        return COMPUTED_IN.get(str(self.trainer.precision))
+
     def configure_model(self) -> None:
         """Build the drafter for the cache's target, once per process.
 
@@ -92,7 +98,8 @@ class DrafterModule(L.LightningModule):
         if self.drafter is not None:
             return
         cache: Cache = self.trainer.datamodule.cache  # type: ignore[attr-defined]
-        with torch.random.fork_rng(devices=[]):
+        # On the CPU, where Lightning would build on its device: a seed's weights are the same on all of them.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", "0")))
             self.drafter = self.spec.build(cache.manifest, cache.target)
         if self.compiled:
@@ -101,15 +108,18 @@ class DrafterModule(L.LightningModule):
         self.head_vocabulary = self.vocabulary
         if self.head_tokens is not None and self.head_tokens < cache.manifest.identity.vocab_size:
             self.head_vocabulary = self.vocabulary.restrict(frequent_tokens(cache, self.head_tokens))
-        half = COMPUTED_IN.get(str(self.trainer.precision))
-        if half is not None:
+        if self.computed_in is not None:
             # Autocast would cast the whole head for every chunk of rows, and come to the same numbers.
             for vocabulary in {self.vocabulary, self.head_vocabulary}:
-                vocabulary.hold_head_in(half)
+                vocabulary.hold_head_in(self.computed_in)
         # DDP's name. Every rank has read these from the cache; DDP would send them anew at every forward pass.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if name.startswith(("vocabulary.", "head_vocabulary."))
         ]
+
+    def on_fit_start(self) -> None:
+        """Have both vocabularies share one embedding again: moving a module moves each of its buffers."""
+        self.head_vocabulary.embedding = self.vocabulary.embedding
 
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of blocks: a mean over the supported slots (or blocks) of all ranks and the whole step."""
@@ -137,8 +147,8 @@ class DrafterModule(L.LightningModule):
             value = value + branch.weight * mean.value
             prefix = "train/" if branch.name == "base" else f"train/{branch.name}_"
             self.log_dict({prefix + name: value for name, value in out.summary().items()})
-        self._where = f"step {self.global_step}, batch {batch_idx}, documents {', '.join(map(str, batch.doc_ids))}"
-        self._check_finite("the loss", value)
+        where = f"step {self.global_step}, batch {batch_idx}, documents {', '.join(map(str, batch.doc_ids))}"
+        self._losses.append((value.detach(), where))
         self.log("train/loss", value, prog_bar=True)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
@@ -150,17 +160,24 @@ class DrafterModule(L.LightningModule):
             mean.finish(self.drafter.parameters(), divided_by=self.trainer.accumulate_grad_batches)
         self._means = []
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.drafter.parameters() if p.grad is not None)
-        # A gradient scaler (16-mixed) leaves such a step out itself and goes on with a smaller scale.
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            self._check_finite("the gradient's norm", norm)
+        self._check_finite(norm)
         self.log("train/grad_norm", norm)
 
-    def _check_finite(self, what: str, value: Tensor) -> None:
-        if not torch.isfinite(value):
-            raise UserError(
-                f"{what} is {value.item()} at {self._where}: lower --model.optimizer.init_args.lr, or look for damage "
-                "with cache-builder verify; the last checkpoint is from before"
-            )
+    def _check_finite(self, norm: Tensor) -> None:
+        """The losses of the step, and its gradient's norm; one wait for the device, not one for each."""
+        found = [("the loss", value, where) for value, where in self._losses]
+        # A gradient scaler (16-mixed) leaves such a step out itself and goes on with a smaller scale.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            found.append(("the gradient's norm", norm, self._losses[-1][1]))
+        self._losses = []
+        for finite, (what, value, where) in zip(
+            torch.stack([value.isfinite() for _, value, _ in found]).tolist(), found, strict=True
+        ):
+            if not finite:
+                raise UserError(
+                    f"{what} is {value.item()} at {where}: lower --model.optimizer.init_args.lr, or look for damage "
+                    "with cache-builder verify; the last checkpoint is from before"
+                )
 
     @property
     def progress(self) -> float:

@@ -18,6 +18,7 @@ class TrainingProgress(ProgressBar):
         self._advance: Advance | None = None
         self._enabled = True
         self._shown_steps = 0
+        self._note = ""
 
     def disable(self) -> None:
         """Show nothing; Lightning calls this on ranks other than the first."""
@@ -38,12 +39,14 @@ class TrainingProgress(ProgressBar):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Show the optimizer steps made; an accumulated batch makes none."""
-        if self._advance is not None:
-            shown = {
-                name: float(trainer.callback_metrics[key]) for name, key in _SHOWN if key in trainer.callback_metrics
-            }
-            made, self._shown_steps = trainer.global_step - self._shown_steps, trainer.global_step
-            self._advance(made, note="  ".join(f"{name} {value:.3f}" for name, value in shown.items()))
+        if self._advance is None:
+            return
+        made, self._shown_steps = trainer.global_step - self._shown_steps, trainer.global_step
+        # To read them at every step would keep a GPU waiting for the next batch.
+        if not self._note or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            found = trainer.callback_metrics
+            self._note = "  ".join(f"{name} {float(found[key]):.3f}" for name, key in _SHOWN if key in found)
+        self._advance(made, note=self._note)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""

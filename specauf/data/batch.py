@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,8 +34,12 @@ class BlockTargets:
         return self._each(lambda value: value[rows])
 
     def to(self, device: torch.device | str) -> "BlockTargets":
-        """The same on another device."""
-        return self._each(lambda value: value.to(device))
+        """The same on another device; on its way there, when it is pinned and the device a GPU."""
+        return self._each(lambda value: _moved(value, device))
+
+    def pin_memory(self) -> "BlockTargets":
+        """The same in memory that a GPU can fetch from."""
+        return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "BlockTargets":
         optional = (self.teacher_ids, self.teacher_logprobs, self.head_mass)
@@ -66,11 +71,23 @@ class BlockBatch:
     doc_ids: tuple[int, ...] = ()
 
     def to(self, device: torch.device | str) -> "BlockBatch":
-        """The same on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device) if isinstance(v, Tensor | BlockTargets) else v for k, v in moved.items()}
-        return BlockBatch(**moved)
+        """The same on another device; on its way there, when it is pinned and the device a GPU."""
+        return self._each(lambda value: _moved(value, device))
+
+    def pin_memory(self) -> "BlockBatch":
+        """The same in memory that a GPU can fetch from; Lightning's and torch's name for it."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "BlockBatch":
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+        return BlockBatch(**changed | {"targets": self.targets._each(change)})
 
     def with_targets(self, targets: BlockTargets) -> "BlockBatch":
         """The same blocks with other targets."""
         return replace(self, targets=targets)
+
+
+def _moved(value: Tensor, device: torch.device | str) -> Tensor:
+    # Not towards the CPU, which could read before the numbers are there.
+    return value.to(device, non_blocking=torch.device(device).type == "cuda")

@@ -40,6 +40,7 @@ def make_block_batch(
     epoch: int,
     teacher: bool = False,
     features: bool = True,
+    feature_dtype: torch.dtype | None = None,
 ) -> BlockBatch:
     """Pack documents end to end and lay blocks over them.
 
@@ -54,6 +55,7 @@ def make_block_batch(
         epoch: anchors are drawn anew in each.
         teacher: also gather the target's top-k for every slot.
         features: also pack the features.
+        feature_dtype: of the packed features; as they are read when None.
     """
     offsets = np.concatenate([[0], np.cumsum([len(d.tokens) for d in documents])])
     anchors, owner, targets = [], [], []
@@ -67,7 +69,7 @@ def make_block_batch(
     return BlockBatch(
         tokens=torch.from_numpy(np.concatenate([d.tokens for d in documents]).astype(np.int64)),
         doc_offsets=torch.from_numpy(offsets.astype(np.int64)),
-        features=packed,
+        features=packed if packed is None or feature_dtype is None else packed.to(feature_dtype),
         anchors=torch.from_numpy(np.concatenate(anchors).astype(np.int64)),
         anchor_doc=torch.from_numpy(np.concatenate(owner).astype(np.int64)),
         targets=_concatenate(targets),

@@ -157,6 +157,8 @@ class CacheDataModule(L.LightningDataModule):
             seed=self.seed,
             teacher=module.needs_teacher,
             features=module.needs_features,
+            # Autocast would round them so in the drafter's first layer: half of the bytes on their way to a GPU.
+            feature_dtype=module.computed_in,
         )
         limit = trainer.limit_train_batches
         # Lightning's rule: an int counts batches, a float is a share of them.
@@ -179,6 +181,7 @@ class CacheDataModule(L.LightningDataModule):
             dataset=CachedDocuments(self.cache, self.window, topk=module.needs_teacher, features=module.needs_features),
             collate_fn=collate,
             num_workers=self.num_workers,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
         )
         if self._position is not None:
             self._loader.load_state_dict(self._position)

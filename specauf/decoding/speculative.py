@@ -1,6 +1,5 @@
 """Speculative decoding of a transformers causal LM with a block drafter."""
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from specauf.decoding.result import Cycle, DecodeResult
 from specauf.decoding.rules import Rule, Sampling, make_rule
+from specauf.decoding.stopwatch import Stopwatch
 from specauf.drafters.base import Drafter, Proposal
 from specauf.drafters.memory import ContextMemory
 from specauf.drafters.vocabulary import TargetVocabulary
@@ -143,32 +143,33 @@ class _Loop:
     @torch.inference_mode()
     def prefill(self, prompts: list[Tensor]) -> list[Cycle]:
         """Read the prompts and choose each one's first token."""
-        started = self._now()
+        watch = Stopwatch(self.target.device)
+        watch.lap()  # nothing is drafted
         counts = [len(p) for p in prompts]
         tokens = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
         last = torch.tensor(counts, device=tokens.device) - 1
         keep, where = last.unique(return_inverse=True)
         logits, features = self._read(tokens, keep)
         self.anchors = self.rule.first(logits[torch.arange(len(prompts), device=tokens.device), where])
-        verified = self._now()
+        watch.lap()
         self._commit(tokens, features, counts)
         first = [[token] for token in self.anchors.tolist()]
-        return self._emit(first, [0] * len(first), 0, (0.0, verified - started, started))
+        return self._emit(first, [0] * len(first), 0, watch)
 
     @torch.inference_mode()
     def cycle(self) -> list[Cycle]:
         """Draft a block for every prompt still going, verify, commit."""
-        started = self._now()
+        watch = Stopwatch(self.target.device)
         proposal = Proposal(self.anchors.new_zeros(len(self.alive), 0))
         if self.drafter is not None:
             assert self.vocabulary is not None
             proposal = self.drafter.draft(self.memory, self.anchors, self.slots, self.vocabulary, self.rule.choose)
         # The whole block is drafted, as in training; what could not be put out any more is not verified.
         proposal = proposal.first(max(self.left[p] for p in self.alive))
-        drafted = self._now()
+        watch.lap()
         block = torch.cat([self.anchors[:, None], proposal.tokens], 1)
         logits, features = self._read(block, 0)
-        verified = self._now()
+        watch.lap()
         accepted, self.anchors = self.rule.verify(proposal, logits)
         answer = torch.cat([accepted[:, None], self.anchors[:, None], proposal.tokens], 1).tolist()  # the only wait
         counts = [1 + row[0] for row in answer]
@@ -176,12 +177,7 @@ class _Loop:
         self._commit(block[:, :rows], None if features is None else features[:, :rows], counts)
         tokens = [row[2 : 2 + row[0]] + [row[1]] for row in answer]
         self.number += 1
-        return self._emit(
-            tokens,
-            [row[0] for row in answer],
-            proposal.tokens.shape[1],
-            (drafted - started, verified - drafted, started),
-        )
+        return self._emit(tokens, [row[0] for row in answer], proposal.tokens.shape[1], watch)
 
     def _read(self, tokens: Tensor, keep: Tensor | int) -> tuple[Tensor, Tensor | None]:
         """Logits of the next tokens of every prompt, at the positions in `keep` (0: all), and their features."""
@@ -210,9 +206,7 @@ class _Loop:
             assert self.vocabulary is not None
             self.drafter.remember(self.memory, tokens, features, counts, self.vocabulary)
 
-    def _emit(
-        self, tokens: list[list[int]], accepted: list[int], drafted: int, times: tuple[float, float, float]
-    ) -> list[Cycle]:
+    def _emit(self, tokens: list[list[int]], accepted: list[int], drafted: int, watch: Stopwatch) -> list[Cycle]:
         """Cut each prompt's tokens at its end, drop finished prompts, and report."""
         cycles, going = [], []
         for row, prompt in enumerate(self.alive):
@@ -228,14 +222,8 @@ class _Loop:
             self.anchors = self.anchors[going]
             self.cache.keep(going)
             self.memory.keep(going)
-        draft, verify, started = times
-        other = self._now() - started - draft - verify
+        (draft, verify), other = watch.read()
         return [Cycle(out, a, drafted, p, self.number, draft, verify, other) for p, out, a in cycles]
-
-    def _now(self) -> float:
-        if self.target.device.type == "cuda":
-            torch.cuda.synchronize(self.target.device)
-        return time.perf_counter()
 
 
 def _slots(drafter: Drafter | None, block_size: int | None) -> int:

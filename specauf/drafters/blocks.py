@@ -44,7 +44,8 @@ class BlockAttention(nn.Module):
     def key_value(self, rows: Float[Tensor, "*rows hidden"], by: Rotation) -> tuple[Tensor, Tensor]:
         """Keys (normed and rotated) and values of some rows."""
         heads = (*rows.shape[:-1], -1, self.head_dim)
-        return rotate(self.k_norm(self.k_proj(rows).view(heads)), by), self.v_proj(rows).view(heads)
+        value = self.v_proj(rows).view(heads)
+        return rotate(self.k_norm(self.k_proj(rows).view(heads)), by).to(value.dtype), value
 
     def project(self, rows: Float[Tensor, "*rows hidden"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys (normed, not yet rotated) and values of some rows."""
@@ -69,7 +70,9 @@ class BlockAttention(nn.Module):
             query, key, value = (spread(t, block) for t in (query, key, value))
         first = 1 if drafted_only else 0
         query = rotate(query[:, first:], (by[0][:, first:], by[1][:, first:]))
-        return self.o_proj(attend(query, *context, rotate(key, by), value).flatten(2))
+        # Autocast norms in fp32; attention wants one type.
+        query, key = query.to(value.dtype), rotate(key, by).to(value.dtype)
+        return self.o_proj(attend(query, *context, key, value).flatten(2))
 
 
 def spread(x: Float[Tensor, "blocks 2 *rest"], block: int) -> Float[Tensor, "blocks block *rest"]:

@@ -212,7 +212,10 @@ class DominoDrafter(DFlashDrafter):
     def _states(
         self, tokens: Int[Tensor, "blocks some"], vocabulary: TargetVocabulary
     ) -> Float[Tensor, "blocks some state"]:
-        return self.prefix_gru(self._embedded(tokens, vocabulary))[0]
+        rows = self._embedded(tokens, vocabulary)
+        # Under bf16-mixed cuDNN's GRU would take fp16, whose range small gradients fall out of.
+        with torch.autocast(rows.device.type, enabled=False):
+            return self.prefix_gru(rows)[0]
 
     def _embedded(
         self, tokens: Int[Tensor, "blocks some"], vocabulary: TargetVocabulary

@@ -114,47 +114,58 @@ class _Run:
         self.correct = torch.zeros_like(self.prefix)
         self.rows_grad = torch.zeros_like(rows) if with_grad else None
         self.parameter_grads = [torch.zeros_like(p) for p in parameters] if with_grad else []
-        self.scaled_late = False
+        self.until_first_failure = False
 
     def until_failure(self, max_rows: int) -> None:
         """Visit slots in order, dropping a block after its first failure."""
         # A block's normaliser is known only when it has ended, so it is applied to the gradient at the end.
-        self.scaled_late = True
+        self.until_first_failure = True
         slots = self.prefix.shape[1]
         alive = self.prefix[:, 0].nonzero()[:, 0]
         at = 0
         while at < slots and len(alive):
             width = min(slots - at, max(1, ROWS_AT_LEAST // len(alive)))
             for some in alive.split(max(1, max_rows // width)):
-                self.visit(some, at, at + width, whole=False)
+                self.visit(some, at, at + width, whole=False, none_missing=width == 1)
             passed = self.correct[alive, at : at + width].all(-1)
             at += width
             if at < slots:
                 alive = alive[passed & self.prefix[alive, at]]
 
-    def visit(self, blocks: Tensor, start: int, stop: int, *, whole: bool) -> None:
-        """Head, loss and gradient of slots start..stop-1 of some blocks."""
+    def visit(self, blocks: Tensor, start: int, stop: int, *, whole: bool, none_missing: bool = False) -> None:
+        """Head, loss and gradient of slots start..stop-1 of some blocks.
+
+        Args:
+            blocks: their numbers.
+            start: first slot.
+            stop: behind the last one.
+            whole: these are all slots of the blocks.
+            none_missing: all of them are valid.
+        """
         window = slice(start, stop)
         mask = self.prefix[blocks, window]
-        picked = self.rows[blocks, window][mask].requires_grad_(self.with_grad)
-        if not len(picked):
+        # Numbers, found once: every index by a mask would wait for the GPU to count.
+        row, column = _all_places(mask) if none_missing else mask.nonzero(as_tuple=True)
+        if not len(row):
             return
+        places = (blocks[row], column + start)
+        picked = self.rows[places].requires_grad_(self.with_grad)
         with torch.set_grad_enabled(self.with_grad):
             logits = self.head(picked)
-        labels = self.labels[blocks, window][mask]
+        labels = self.labels[places]
         teacher = None if self.teacher is None else self.teacher[blocks, window]
-        sparse = () if teacher is None else (teacher.ids[mask], teacher.known[mask])
+        sparse = () if self.teacher is None else (self.teacher.ids[places], self.teacher.known[places])
         overwrite = type(logits.grad_fn).__name__ in _OWN_OUTPUT
         dense = read_rows(logits.detach(), labels, *sparse, overwrite=overwrite)
         correct = torch.zeros_like(mask)
-        correct[mask] = dense.greedy == self.accepted[blocks, window][mask]
+        correct[row, column] = dense.greedy == self.accepted[places]
         self.seen[blocks, window] = mask
         self.correct[blocks, window] = correct
 
         leaves = [v.to(self.dtype) for v in (dense.label, dense.head, dense.tail) if v is not None]
         leaves = [v.requires_grad_(self.with_grad) for v in leaves]
         with torch.set_grad_enabled(self.with_grad):
-            draft = DraftReading(*(_grid(v, mask) for v in leaves))
+            draft = DraftReading(*(_grid(v, mask, row, column) for v in leaves))
             weights = self._weigh(blocks, window, self.objective.evidence(draft, teacher, correct, mask))
             losses = zero_where_not(mask, self.objective.divergence(draft, teacher))
             scale = self.objective.block_scale(weights) if whole else torch.ones_like(weights[:, :1])
@@ -164,7 +175,7 @@ class _Run:
             grads = torch.autograd.grad(numerator, leaves, allow_unused=True, materialize_grads=True)
             label_grad, *sparse_grads = (g.to(dense.softmax.dtype) for g in grads)
             gradient = logit_gradient(dense, labels, label_grad, *sparse, *sparse_grads)
-            self._backward(logits, picked, gradient.to(logits.dtype), blocks, window, mask)
+            self._backward(logits, picked, gradient.to(logits.dtype), places)
 
     def _weigh(self, blocks: Tensor, window: slice, evidence: Evidence) -> Tensor:
         self.label_prob[blocks, window] = evidence.label_prob * evidence.valid
@@ -180,16 +191,12 @@ class _Run:
         self.weights[blocks, window] = weights
         return weights
 
-    def _backward(
-        self, logits: Tensor, picked: Tensor, gradient: Tensor, blocks: Tensor, window: slice, mask: Tensor
-    ) -> None:
+    def _backward(self, logits: Tensor, picked: Tensor, gradient: Tensor, places: tuple[Tensor, Tensor]) -> None:
         assert self.rows_grad is not None
         row_grad, *parameter_grads = torch.autograd.grad(
             logits, [picked, *self.parameters], gradient, allow_unused=True, materialize_grads=True
         )
-        grid = torch.zeros((*mask.shape, picked.shape[-1]), dtype=picked.dtype, device=picked.device)
-        grid[mask] = row_grad
-        self.rows_grad[blocks, window] = grid
+        self.rows_grad[places] = row_grad
         for total, new in zip(self.parameter_grads, parameter_grads, strict=True):
             total += new
 
@@ -198,7 +205,7 @@ class _Run:
         scale = self.objective.block_scale(self.weights)
         numerator = (scale * self.weights * self.losses).sum()
         if self.rows_grad is not None:
-            if self.scaled_late:
+            if self.until_first_failure:
                 self.rows_grad *= scale[..., None]
             numerator = _WithGradient.apply(numerator, self.rows_grad, self.parameter_grads, rows, *self.parameters)
         return LossOutput(
@@ -210,13 +217,20 @@ class _Run:
             seen=self.seen,
             correct=self.correct,
             alpha=self.alpha,
+            complete=not self.until_first_failure,
         )
 
 
-def _grid(values: Tensor, mask: Tensor) -> Tensor:
-    """Rows put back in their places of a [blocks slots ...] grid, 0 elsewhere."""
+def _all_places(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`mask.nonzero(as_tuple=True)` of a column that is True everywhere."""
+    row = torch.arange(len(mask), device=mask.device)
+    return row, torch.zeros_like(row)
+
+
+def _grid(values: Tensor, mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Values put back in their places of a [blocks slots ...] grid, 0 elsewhere."""
     grid = torch.zeros((*mask.shape, *values.shape[1:]), dtype=values.dtype, device=values.device)
-    return grid.index_put((mask,), values)
+    return grid.index_put((row, column), values)
 
 
 class _WithGradient(torch.autograd.Function):

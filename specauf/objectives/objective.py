@@ -42,6 +42,7 @@ class LossOutput:
         seen: the slot's logits were computed. A loss that stops at the first failure leaves later slots unseen.
         correct: the greedy draft token equals the accepted one (objective's `failure`); False where not seen.
         alpha: sum_v min(p_v, q_v), 0 where not seen; None when the batch carries no teacher.
+        complete: every valid slot was seen, whatever the drafter said.
     """
 
     numerator: Float[Tensor, ""]
@@ -52,23 +53,24 @@ class LossOutput:
     seen: Bool[Tensor, "blocks slots"]
     correct: Bool[Tensor, "blocks slots"]
     alpha: Float[Tensor, "blocks slots"] | None = None
+    complete: bool = True
 
     def summary(self) -> dict[str, Tensor]:
         """Scalars to log: see `specauf.metrics` for the same over many batches.
 
         tau: 1 + accepted, mean over blocks with a valid slot. support_ratio: supported / valid slots.
-        support_accuracy: correct / supported slots. token_accuracy: correct / valid slots, only when all were seen.
+        support_accuracy: correct / supported slots. token_accuracy: correct / valid slots, when `complete`.
         alpha: mean over seen slots.
         """
         support = self.weights > 0
         blocks = self.valid.any(-1)
         accepted = self.correct.cumprod(-1).sum(-1)
         found = {
-            "tau": 1 + _ratio(accepted[blocks].sum(), blocks.sum()),
+            "tau": 1 + _ratio(accepted.sum(), blocks.sum()),
             "support_ratio": _ratio(support.sum(), self.valid.sum()),
             "support_accuracy": _ratio((self.correct & support).sum(), support.sum()),
         }
-        if bool((self.seen == self.valid).all()):
+        if self.complete:
             found["token_accuracy"] = _ratio(self.correct.sum(), self.valid.sum())
         if self.alpha is not None:
             found["alpha"] = _ratio(self.alpha.sum(), self.seen.sum())

@@ -44,6 +44,7 @@ class StepMean:
         self._first: Tensor | None = None
         self._total: Tensor | None = None
         self._weight: Tensor | None = None
+        self._batches = 0
 
     def add(self, numerator: Float[Tensor, ""], denominator: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Take in one micro-batch; returns what to call `backward` on.
@@ -53,6 +54,7 @@ class StepMean:
         both = torch.stack([numerator.detach(), denominator.detach().to(numerator)])
         if _world_size() > 1:
             dist.all_reduce(both)
+        self._batches += 1
         if self._first is None or self._total is None or self._weight is None:
             self._first = torch.where(both[1] > 0, both[1], torch.ones_like(both[1]))
             self._total, self._weight = both[0], both[1]
@@ -78,10 +80,13 @@ class StepMean:
         Returns:
             The mean.
         """
-        value, first, weight = self.value, self._first, self._weight
+        value, first, weight, batches = self.value, self._first, self._weight, self._batches
         assert first is not None
         assert weight is not None
         self._first = self._total = self._weight = None
+        self._batches = 0
+        if batches == divided_by == 1:
+            return value
         factor = torch.where(weight > 0, divided_by * first / weight.clamp_min(torch.finfo(weight.dtype).tiny), 1.0)
         for parameter in parameters:
             if parameter.grad is not None:

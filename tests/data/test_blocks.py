@@ -91,3 +91,23 @@ def test_what_is_not_asked_for_is_not_read(cache):
     bare = batch(cache, [1], teacher=False, features=False)
     assert bare.features is None
     assert bare.targets.teacher_ids is None
+
+
+def test_every_tensor_is_pinned_and_on_its_way_to_a_gpu_only(cache, monkeypatch):
+    """Without a GPU nothing can be pinned or moved there: what torch is asked for is what counts."""
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append("pin") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, **how: asked.append((device, how)) or self)
+    given = batch(cache, [1, 3])
+    assert given.pin_memory().doc_ids == given.doc_ids
+    assert asked == ["pin"] * 10
+    for device, queued in (("cuda:0", True), ("cpu", False)):
+        asked.clear()
+        assert given.to(device).targets == given.targets
+        assert asked == [(device, {"non_blocking": queued})] * 10
+
+
+def test_features_come_in_the_type_that_is_asked_for(cache):
+    wide, narrow = batch(cache, [1, 3]), batch(cache, [1, 3], feature_dtype=torch.bfloat16)
+    assert wide.features.dtype == torch.float32
+    assert torch.equal(narrow.features, wide.features.bfloat16())

@@ -1,0 +1,221 @@
+"""Whole runs on a device that only pretends to be one, beside the same on the CPU, in a process of their own.
+
+    python -m tests.elsewhere.scenarios NAME DIR
+
+The device stays registered with torch, which no other test should meet. Ends in an AssertionError where the two differ.
+"""
+
+import copy
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
+from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+
+import cache_builder.driver
+from specauf.cache import open_cache
+from specauf.data.batch import BlockTargets
+from specauf.decoding import speculative_generate, speculative_generate_batch
+from specauf.module import DrafterModule
+from specauf.objectives import AcceptUntilFail, CrossEntropy, ExponentialDecay, ForwardKL, Objective, Survival
+from specauf.objectives.block_loss import block_loss
+from tests.builder.conftest import digests, make_target, make_tokenizer, write_jsonl
+from tests.builder.test_build import config
+from tests.drafters.tiny import FAMILIES, greedy_answer, prompt, tiny_dflash, tiny_target
+from tests.elsewhere.device import NAME, Elsewhere, register, waits
+from tests.training.conftest import write_tiny_cache
+from tests.training.running import fit_here, logged, validate_here
+
+DEVICE = register()
+
+
+class ElsewhereAccelerator(Accelerator):
+    """Lightning's way to the device."""
+
+    def setup_device(self, device: torch.device) -> None:
+        """Nothing to do."""
+
+    def teardown(self) -> None:
+        """Nothing to do."""
+
+    def get_device_stats(self, device: Any) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    @staticmethod
+    def parse_devices(devices: Any) -> Any:
+        """One, whatever is asked for."""
+        return 1
+
+    @staticmethod
+    def get_parallel_devices(devices: Any) -> Any:
+        """The one."""
+        return [DEVICE]
+
+    @staticmethod
+    def auto_device_count() -> int:
+        """The one."""
+        return 1
+
+    @staticmethod
+    def is_available() -> bool:
+        """It is."""
+        return True
+
+    @staticmethod
+    def name() -> str:
+        """As in --trainer.accelerator."""
+        return NAME
+
+
+AcceleratorRegistry.register(NAME, ElsewhereAccelerator)
+StrategyRegistry.register(NAME, SingleDeviceStrategy, device=DEVICE)
+THERE = (f"--trainer.accelerator={NAME}", f"--trainer.strategy={NAME}")
+
+
+def it_is_a_device(folder: Path) -> None:
+    """What would end a run on a GPU ends one here."""
+    with Elsewhere():
+        x = torch.arange(6.0, device=DEVICE)
+        assert x.device == DEVICE
+        assert (x * 2 + torch.tensor(1.0)).tolist() == [1, 3, 5, 7, 9, 11]
+        assert x[torch.tensor([1, 2])].cpu().numpy().tolist() == [1, 2]
+        for wrong in (
+            lambda: x + torch.ones(6),
+            lambda: torch.ones(6).mul_(x),
+            lambda: torch.cat([x, torch.ones(1)]),
+            lambda: torch.where(torch.ones(6, dtype=torch.bool), x, x),
+            lambda: torch.ones(3, 6) @ x,
+        ):
+            with pytest.raises(RuntimeError, match="two devices"):
+                wrong()
+        with pytest.raises(RuntimeError, match="numpy"):
+            x.numpy()
+        y = torch.zeros(6)
+        assert y.copy_(x) is y
+        weight = torch.nn.Linear(6, 2).to(DEVICE).weight
+        (weight @ x).sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.device == DEVICE
+
+
+def training(folder: Path) -> None:
+    """Losses and drafters of every kind, a resumed run, validation: the numbers of the CPU."""
+    cache = write_tiny_cache(folder / "cache", features="sketch", sketch_rank=16)
+    every = "--model.full_block_every=2"
+    shared = []
+
+    def look(module: DrafterModule) -> None:
+        shared.append(module.head_vocabulary.embedding is module.vocabulary.embedding)
+
+    DrafterModule.on_train_epoch_start = look  # type: ignore[method-assign]
+    for number, options in enumerate([
+        ("--model.loss=auf", every),
+        ("--model.loss=decay",),
+        ("--model.loss=auf-kl", "--model.head_tokens=100", "--model.compile=false"),
+        ("--model.loss=dspark", "--model.drafter=masked"),
+        ("--model.loss=survival", "--model.optimizer=specauf.optimizers.MuonAdamW"),
+        ("--model.loss=expected-length", "--trainer.accumulate_grad_batches=2"),
+        ("--model.loss=auf", "--model.drafter=domino", every),
+        ("--model.loss=dpace", "--trainer.gradient_clip_val=1.0", f"--model.drafter.init_args.init={folder}/0-here"),
+    ]):  # fmt: skip
+        here, there = folder / f"{number}-here", folder / f"{number}-there"
+        assert fit_here(cache, here, *options, "--trainer.max_epochs=1") == 0
+        with Elsewhere():
+            assert fit_here(cache, there, *options, *THERE, "--trainer.max_epochs=1") == 0
+        for name in ("train/loss", "train/grad_norm", "val/tau"):
+            assert logged(there, name), name
+            assert logged(there, name) == pytest.approx(logged(here, name), rel=1e-4), (options, name)
+    assert shared
+    assert all(shared)
+    resumed = (*THERE, "--model.loss=auf", every, "--trainer.max_epochs=2")
+    with Elsewhere():
+        assert fit_here(cache, folder / "0-there", *resumed, f"--ckpt_path={folder}/0-there/checkpoints/last.ckpt") == 0
+        # torch cannot detach a wrapper that inference mode has made.
+        assert validate_here(cache, folder / "0-there", "--trainer.inference_mode=false") == 0
+
+
+def waiting(folder: Path) -> None:
+    """AUF asks the device for numbers once a slot, to know which blocks are left, and decay once for all of them."""
+    blocks, slots, vocabulary, k = 20, 15, 50, 4
+    rows, head = torch.randn(blocks, slots, 8), torch.nn.Linear(8, vocabulary, bias=False).requires_grad_(False)
+    logits = head(rows)
+    logprobs, ids = logits.log_softmax(-1).topk(k)
+    targets = BlockTargets(logits.argmax(-1), torch.ones(blocks, slots).bool(), ids, logprobs, logprobs.exp().sum(-1))
+    for objective, most in (
+        (Objective(AcceptUntilFail(), CrossEntropy()), slots),
+        (Objective(AcceptUntilFail(), ForwardKL()), slots),
+        (Objective(ExponentialDecay(4.0), CrossEntropy()), 1),
+        (Objective(Survival(), CrossEntropy()), 1),
+    ):
+        expected = block_loss(rows, head, targets, objective)
+        with Elsewhere():
+            there = copy.deepcopy(head).to(DEVICE)
+            waits.clear()
+            out = block_loss(rows.to(DEVICE).requires_grad_(), there, targets.to(DEVICE), objective)
+            out.numerator.backward()
+            out.summary()
+            assert 0 < waits.total() <= most + 1, waits
+            assert out.correct.cpu().all()
+            assert out.numerator.item() == pytest.approx(expected.numerator.item(), rel=1e-5)
+
+
+def decoding(folder: Path) -> None:
+    """Greedy answers are those of `generate` on the CPU."""
+    for family in FAMILIES:
+        target, ids = tiny_target(family), prompt(9)
+        drafter, expected = tiny_dflash(target), greedy_answer(target, ids, 21)
+        with Elsewhere():
+            target.to(DEVICE)
+            drafter.to(DEVICE)
+            for given in (ids, ids.to(DEVICE)):
+                assert speculative_generate(target, drafter, given, max_new_tokens=21).tokens == expected
+            if family != "mistral":  # its window takes one prompt at a time
+                together = speculative_generate_batch(target, drafter, [prompt(5), ids], max_new_tokens=21)
+                assert together[1].tokens == expected
+            sampled = speculative_generate(target, drafter, ids, max_new_tokens=21, temperature=1.0, stop_token_ids=[])
+            assert len(sampled.tokens) == 21
+
+
+def building(folder: Path) -> None:
+    """Caches of every kind of features, of answers greedy, sampled and given, are those of the CPU byte for byte."""
+    make_target().save_pretrained(folder / "target")
+    make_tokenizer().save_pretrained(folder / "target")
+    asked = [[{"role": "user", "content": f"question number {i} " + "x" * (i % 7)}] for i in range(40)]
+    given = [[*turns, {"role": "assistant", "content": "an answer"}] for turns in asked]
+    questions, chats = (
+        write_jsonl(folder / f"{name}.jsonl", [{"messages": turns} for turns in rows])
+        for name, rows in (("questions", asked), ("chats", given))
+    )
+    device_of = cache_builder.driver.device_of
+    for number, (corpus, changes) in enumerate([
+        (questions, {"features": "bf16"}),
+        (questions, {"features": "int8", "temperature": 1.0, "sample_top_k": 4}),
+        (chats, {"features": "sketch", "sketch_rank": 16, "regenerate": False}),
+    ]):  # fmt: skip
+        here, there = (
+            config(folder / "target", corpus, folder / f"{number}-{w}", **changes) for w in ("here", "there")
+        )
+        cache_builder.driver.build(here)
+        cache_builder.driver.device_of = lambda config: DEVICE
+        with Elsewhere():
+            cache_builder.driver.build(there)
+        cache_builder.driver.device_of = device_of
+        assert open_cache(there.out).manifest.counts.documents == 40
+        assert digests(Path(there.out)) == digests(Path(here.out))
+
+
+SCENARIOS: dict[str, Callable[[Path], None]] = {
+    f.__name__: f for f in (it_is_a_device, training, waiting, decoding, building)
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    SCENARIOS[sys.argv[1]](Path(sys.argv[2]))
+    sys.stdout.flush()
+    os._exit(0)  # autograd has started a thread for the device, which torch cannot end

@@ -1,0 +1,18 @@
+"""Tensors meet on one device only: training, decoding and building on a device that pretends to be another one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.elsewhere.device import POSSIBLE
+
+
+@pytest.mark.skipif(not POSSIBLE, reason="this torch has no devices written in Python")
+@pytest.mark.parametrize("scenario", ["it_is_a_device", "training", "waiting", "decoding", "building"])
+def test_the_numbers_elsewhere_are_those_of_the_cpu(scenario, tmp_path):
+    words = [sys.executable, "-m", "tests.elsewhere.scenarios", scenario, str(tmp_path)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
