@@ -104,26 +104,49 @@ def it_is_a_device(folder: Path) -> None:
         assert weight.grad.device == DEVICE
 
 
+EVERY = "--model.full_block_every=2"
+TRAININGS: list[tuple[str, ...]] = [
+    ("--model.loss=auf", EVERY),
+    ("--model.loss=auf-kl", "--model.head_tokens=100", "--trainer.gradient_clip_val=1.0"),
+    ("--model.loss=auf", "--model.drafter=domino", EVERY),
+]
+MORE_TRAININGS: list[tuple[str, ...]] = [
+    ("--model.loss=decay",),
+    ("--model.loss=dspark", "--model.drafter=masked"),
+    ("--model.loss=survival", "--model.optimizer=specauf.optimizers.MuonAdamW"),
+    ("--model.loss=expected-length", "--trainer.accumulate_grad_batches=2"),
+]
+
+
 def training(folder: Path) -> None:
-    """Losses and drafters of every kind, a resumed run, validation: the numbers of the CPU."""
+    """Trainings, a warm start, a resumed run and validation have the numbers of the CPU."""
     cache = write_tiny_cache(folder / "cache", features="sketch", sketch_rank=16)
-    every = "--model.full_block_every=2"
     shared = []
 
     def look(module: DrafterModule) -> None:
         shared.append(module.head_vocabulary.embedding is module.vocabulary.embedding)
 
     DrafterModule.on_train_epoch_start = look  # type: ignore[method-assign]
-    for number, options in enumerate([
-        ("--model.loss=auf", every),
-        ("--model.loss=decay",),
-        ("--model.loss=auf-kl", "--model.head_tokens=100", "--model.compile=false"),
-        ("--model.loss=dspark", "--model.drafter=masked"),
-        ("--model.loss=survival", "--model.optimizer=specauf.optimizers.MuonAdamW"),
-        ("--model.loss=expected-length", "--trainer.accumulate_grad_batches=2"),
-        ("--model.loss=auf", "--model.drafter=domino", every),
-        ("--model.loss=dpace", "--trainer.gradient_clip_val=1.0", f"--model.drafter.init_args.init={folder}/0-here"),
-    ]):  # fmt: skip
+    trained_alike(folder, cache, TRAININGS)
+    assert shared
+    assert all(shared)
+    begun = folder / "0-there"
+    trained_alike(folder / "warm", cache, [("--model.loss=dpace", f"--model.drafter.init_args.init={begun}")])
+    further = (*THERE, *TRAININGS[0], "--trainer.max_epochs=2", f"--ckpt_path={begun}/checkpoints/last.ckpt")
+    with Elsewhere():
+        assert fit_here(cache, begun, *further) == 0
+        # torch cannot detach a wrapper that inference mode has made.
+        assert validate_here(cache, begun, "--trainer.inference_mode=false") == 0
+
+
+def more_training(folder: Path) -> None:
+    """Other losses, drafters and optimizers."""
+    trained_alike(folder, write_tiny_cache(folder / "cache"), MORE_TRAININGS)
+
+
+def trained_alike(folder: Path, cache: Path, trainings: list[tuple[str, ...]]) -> None:
+    """Train for an epoch here and elsewhere, and compare what was logged."""
+    for number, options in enumerate(trainings):
         here, there = folder / f"{number}-here", folder / f"{number}-there"
         assert fit_here(cache, here, *options, "--trainer.max_epochs=1") == 0
         with Elsewhere():
@@ -131,13 +154,6 @@ def training(folder: Path) -> None:
         for name in ("train/loss", "train/grad_norm", "val/tau"):
             assert logged(there, name), name
             assert logged(there, name) == pytest.approx(logged(here, name), rel=1e-4), (options, name)
-    assert shared
-    assert all(shared)
-    resumed = (*THERE, "--model.loss=auf", every, "--trainer.max_epochs=2")
-    with Elsewhere():
-        assert fit_here(cache, folder / "0-there", *resumed, f"--ckpt_path={folder}/0-there/checkpoints/last.ckpt") == 0
-        # torch cannot detach a wrapper that inference mode has made.
-        assert validate_here(cache, folder / "0-there", "--trainer.inference_mode=false") == 0
 
 
 def waiting(folder: Path) -> None:
@@ -211,7 +227,7 @@ def building(folder: Path) -> None:
 
 
 SCENARIOS: dict[str, Callable[[Path], None]] = {
-    f.__name__: f for f in (it_is_a_device, training, waiting, decoding, building)
+    f.__name__: f for f in (it_is_a_device, training, more_training, waiting, decoding, building)
 }
 
 if __name__ == "__main__":

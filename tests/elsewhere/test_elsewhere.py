@@ -10,7 +10,17 @@ from tests.elsewhere.device import POSSIBLE
 
 
 @pytest.mark.skipif(not POSSIBLE, reason="this torch has no devices written in Python")
-@pytest.mark.parametrize("scenario", ["it_is_a_device", "training", "waiting", "decoding", "building"])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "it_is_a_device",
+        "training",
+        pytest.param("more_training", marks=pytest.mark.slow),
+        "waiting",
+        "decoding",
+        "building",
+    ],
+)
 def test_the_numbers_elsewhere_are_those_of_the_cpu(scenario, tmp_path):
     words = [sys.executable, "-m", "tests.elsewhere.scenarios", scenario, str(tmp_path)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
