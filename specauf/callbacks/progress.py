@@ -43,7 +43,8 @@ class TrainingProgress(ProgressBar):
             return
         made, self._shown_steps = trainer.global_step - self._shown_steps, trainer.global_step
         # To read them at every step would keep a GPU waiting for the next batch.
-        if not self._note or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
+        if not self._note or trainer.global_step % every == 0:
             found = trainer.callback_metrics
             self._note = "  ".join(f"{name} {float(found[key]):.3f}" for name, key in _SHOWN if key in found)
         self._advance(made, note=self._note)

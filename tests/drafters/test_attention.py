@@ -135,3 +135,35 @@ def test_ragged_lengths_do_not_compile_anew(device: str):
     for blocks in (1, 2, 3, 5, 6):
         attend(blocks)
     assert counters["stats"]["unique_graphs"] == before
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_batches_of_all_sizes_share_a_program(device: str):
+    """One program, and one more for batches whose rows fill a single tile: torch takes sizes of 1 for constants."""
+    from torch._dynamo.utils import counters
+
+    kernel = torch.compile(flex_attention, dynamic=True, backend="eager") if device == "cpu" else None
+
+    def attend(tokens: int, blocks: int) -> None:
+        shapes = [(blocks, 15, 4, 16), (tokens, 2, 16), (tokens, 2, 16), (blocks, 16, 2, 16), (blocks, 16, 2, 16)]
+        lengths = torch.arange(blocks, device=device) * (tokens - 1) // blocks
+        at = BlockLayout(torch.zeros_like(lengths), lengths)
+        needed = device == "cuda"
+        with torch.set_grad_enabled(needed):
+            FlexAttend(at, kernel)(*(torch.randn(*s, device=device, requires_grad=needed) for s in shapes))
+
+    before = counters["stats"]["unique_graphs"]
+    for tokens, blocks in (
+        (300, 20),
+        (700, 33),
+        (90, 12),
+        (1500, 64),
+        (129, 9),
+        (1000, 40),
+        (50, 4),
+        (400, 7),
+        (2000, 2),
+    ):
+        attend(tokens, blocks)
+    assert counters["stats"]["unique_graphs"] <= before + 2
