@@ -235,8 +235,15 @@ def open_build(config: BuildConfig, *, device: torch.device | str = "cpu") -> Bu
     return Build(config, plan, target, maker, identity)
 
 
+# Beside these stand digests of what is in the files.
+_NAMES = {"corpus.name", "target.id"}
+
+
 def _as_begun(out: str, identity: Identity) -> Identity:
-    """The identity under which another release began this cache, where nothing else differs: it goes on under that."""
+    """The identity under which this cache was begun, when nothing differs but the release or where files lie now.
+
+    The cache goes on under that one.
+    """
     place = Location(out)
     for name in (MANIFEST, IDENTITY):
         try:
@@ -244,11 +251,14 @@ def _as_begun(out: str, identity: Identity) -> Identity:
             found = open_sealed(data, name).identity if name == MANIFEST else from_json(Identity, data, name)
         except (FileNotFoundError, NotADirectoryError, UserError):
             continue  # `begin` says what is wrong
-        if fields_that_differ(asdict(found), asdict(identity)).keys() == {"code_version"}:
-            print(
-                f"{out} was begun by specauf {found.code_version} and goes on with {identity.code_version}",
-                file=sys.stderr,
-            )
+        names = _NAMES if "fingerprint" in identity.target else _NAMES - {"target.id"}
+        differ = fields_that_differ(asdict(found), asdict(identity))
+        if differ.keys() <= {"code_version"} | names:
+            if "code_version" in differ:
+                print(
+                    "{} was begun by specauf {} and goes on with {}".format(out, *differ["code_version"]),
+                    file=sys.stderr,
+                )
             return found
     return identity
 

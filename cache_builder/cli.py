@@ -178,10 +178,17 @@ def _shrink(words: list[str]) -> None:
 
 
 def _verify(words: list[str]) -> None:
-    place, own = _cache_and_options(words, "verify", json=str, repair=bool, accelerator=Literal["auto", "cpu", "gpu"])
+    options: dict[str, Any] = {"json": str, "repair": bool, "accelerator": Literal["auto", "cpu", "gpu"]}
+    # By the names that a build gives them, for its messages name these.
+    place, own = _cache_and_options(words, "verify", **options, **{"target.model": str, "corpus": str})
     from cache_builder.repair import check, repair
 
-    verdict = repair(place, own["accelerator"]) if own["repair"] else check(place)
+    moved = {"model": own["target.model"], "corpus": own["corpus"]}
+    if not own["repair"]:
+        for flag in ("target.model", "corpus"):
+            if own[flag] is not None:
+                raise UserError(f"--{flag} is given, but only a repair reads it: add --repair")
+    verdict = repair(place, own["accelerator"], **moved) if own["repair"] else check(place)
     if own["json"] != "-":
         print(verdict.text())
     write_json(own["json"], verdict.figures())

@@ -65,11 +65,23 @@ def check(where: str) -> Verdict:
         return Verdict(where, shards, verify(cache, lambda: advance(1.0)), [])
 
 
-def repair(where: str, accelerator: Literal["auto", "cpu", "gpu"] = "auto") -> Verdict:
+def repair(
+    where: str,
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    *,
+    model: str | None = None,
+    corpus: str | None = None,
+) -> Verdict:
     """Check a cache, build again what is bad, and check it once more.
 
     Objects inside shards and the target that no record names are deleted. Apart from that, a repair that cannot be done
     leaves the cache as it was.
+
+    Args:
+        where: the cache.
+        accelerator: where the target runs.
+        model: where the target is now, when it has moved; its weights must be the same.
+        corpus: where the corpus is now, when it has moved; its documents must be the same.
 
     Raises:
         UserError: there is no cache, the corpus or the target is no longer what it was, or what `build` raises.
@@ -95,6 +107,10 @@ def repair(where: str, accelerator: Literal["auto", "cpu", "gpu"] = "auto") -> V
         names = ", ".join(f"{name}.json" for name in bad)
         raise UserError(f"{where} was not built here: delete {names} and run the command that made it again")
     config = read_told(place.read(BUILD), where, accelerator=accelerator)
+    if model is not None:
+        config = replace(config, target=replace(config.target, model=model, package=None))
+    if corpus is not None:
+        config = replace(config, corpus=corpus)
     from cache_builder.driver import build
 
     build(config, bad)

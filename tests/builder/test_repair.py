@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from fsspec.spec import AbstractFileSystem
 from safetensors.numpy import load, save
 
 import specauf
+from cache_builder.cli import main
 from cache_builder.config import BUILD
 from cache_builder.driver import build, require_all_done
 from cache_builder.lock import BuildLock
@@ -288,3 +291,44 @@ def test_a_moved_cache_is_repaired_where_it_is(make: Make, tmp_path: Path) -> No
     assert digests(tmp_path / "moved here") == whole
     assert (tmp_path / "moved here" / BUILD).exists()
     assert seal(open_cache(str(tmp_path / "moved here")).manifest)
+
+
+def test_what_has_moved_is_said_where(make: Make, tiny_target_dir: Path, corpus: Path, capsys: Any) -> None:
+    cache = make()
+    whole = tree(cache)
+    told = ["verify", str(cache), "--repair", "--accelerator=cpu"]
+    target, questions = (
+        tiny_target_dir.rename(tiny_target_dir.parent / "moved"),
+        corpus.rename(corpus.parent / "q.jsonl"),
+    )
+    (cache / "shard-00001.zarr/sketch/c/0/0").write_bytes(b"")
+    for words, says in (
+        ([], "corpus .* does not exist"),
+        ([f"--corpus={questions}"], "--target.model="),
+        ([f"--corpus={questions}", f"--target.model={target}"], ""),
+    ):
+        assert main([*told, *words]) == (2 if says else 0)
+        assert re.search(says, capsys.readouterr().err)
+    assert tree(cache) == whole
+    assert main(["verify", str(cache), "--corpus=elsewhere"]) == 2
+    assert "--corpus is given, but only a repair reads it: add --repair" in capsys.readouterr().err
+    with questions.open("a") as file:
+        file.write('{"prompt": "one more"}\n')
+    (cache / "shard-00001.zarr/sketch/c/0/0").write_bytes(b"")
+    assert main([*told, f"--corpus={questions}", f"--target.model={target}"]) == 2
+    assert "corpus.fingerprint is" in capsys.readouterr().err
+
+
+def test_a_build_goes_on_where_target_and_corpus_lie_now(
+    make: Make, tiny_target_dir: Path, corpus: Path, tmp_path: Path
+) -> None:
+    cache = make()
+    whole = digests(cache)
+    (cache / "manifest.json").unlink()
+    (cache / "shard-00002.json").unlink()
+    target, questions = tiny_target_dir.rename(tmp_path / "moved"), corpus.rename(tmp_path / "questions.jsonl")
+    again = config(target, questions, cache, documents_per_shard=8, features="sketch", sketch_rank=8)
+    build(replace(again, target=replace(again.target, name="another-name")))
+    found = digests(cache)
+    assert {name for name in whole if found[name] != whole[name]} <= {"build.json", "manifest.json"}
+    assert open_cache(str(cache)).manifest.identity.corpus["name"] == str(corpus)
