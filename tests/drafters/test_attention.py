@@ -167,3 +167,26 @@ def test_batches_of_all_sizes_share_a_program(device: str):
     ):
         attend(tokens, blocks)
     assert counters["stats"]["unique_graphs"] <= before + 2
+
+
+def test_attention_gets_one_type_under_autocast(monkeypatch):
+    """Norms and rotations come in fp32 there, values in half; FlexAttention's backward takes only one type."""
+    target = tiny_target()
+    drafter, vocabulary = tiny_drafter("dflash", target), vocabulary_of(target)
+    batch = batch_of([document(target, 5, 12, 1)], [[1, 5, 8]])
+    seen = []
+
+    class Look(SdpaAttend):
+        def __call__(self, *given: torch.Tensor) -> torch.Tensor:
+            seen.append({t.dtype for t in given})
+            return super().__call__(*given)
+
+    monkeypatch.setattr("specauf.drafters.base.training_attend", lambda at, kind: Look(at))
+    for module in drafter.modules():
+        if isinstance(module, torch.nn.RMSNorm):  # as CUDA's autocast has them, and the CPU's has not
+            monkeypatch.setattr(
+                module, "forward", lambda x, norm=module: torch.nn.RMSNorm.forward(norm, x.float()).float()
+            )
+    with torch.autocast("cpu", torch.bfloat16):
+        drafter(batch, vocabulary)
+    assert seen == [{torch.bfloat16}] * len(drafter.layers)
