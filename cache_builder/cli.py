@@ -21,6 +21,19 @@ COMMANDS = {
 }
 
 _DEFAULTS = {"accelerator": "auto"}
+_HELP = {
+    "json": "also write the figures as JSON to this file; - for standard output",
+    "sample": "documents to look at",
+    "out": "directory of the smaller cache; required",
+    "k": "log-probabilities a row; as many as there are when not given",
+    "features": "kind of features; as they are when not given",
+    "sketch_rank": "numbers a token of the sketch; as many as there are, or the hidden size, when not given",
+    "compress_features": "compress the features' arrays, true or false; as they are when not given",
+    "repair": "build damaged shards again, and remove what no record names",
+    "accelerator": "where the target runs for --repair",
+    "target.model": "for --repair: where the target is now, if it has moved",
+    "corpus": "for --repair: where the corpus is now, if it has moved",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,8 +75,10 @@ def parse_build(words: list[str], command: str = "build", **extra: Any) -> tuple
     parser = CommandParser(prog=f"cache-builder {command}", description=COMMANDS[command])
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options; may be repeated")
     parser.add_class_arguments(BuildConfig)
+    if command == "estimate":
+        parser.set_defaults({"out": "caches/estimated"})  # only named, never written
     for name, kind in extra.items():
-        parser.add_argument(f"--{name}", type=kind, default=None)
+        parser.add_argument(f"--{name}", type=kind, default=None, help=_HELP[name])
     parsed = parser.instantiate(parser.parse_args(expand_names(words)))
     values = {f.name: parsed[f.name] for f in fields(BuildConfig)}
     return BuildConfig(**values), {name: parsed[name] for name in extra}
@@ -158,7 +173,7 @@ def _inspect(words: list[str]) -> None:
 
 def _shrink(words: list[str]) -> None:
     place, own = _cache_and_options(
-        words, "shrink", out=str, k=int, features=FeatureKind, sketch_rank=int, compress_features=bool, json=str
+        words, "shrink", out=str, k=int, features=FeatureKind, sketch_rank=int, compress_features=bool | None, json=str
     )
     if own["out"] is None:
         raise UserError("out is not set: give --out, the directory of the smaller cache")
@@ -203,10 +218,10 @@ def _cache_and_options(words: list[str], command: str, **extra: Any) -> tuple[st
     parser = CommandParser(prog=f"cache-builder {command}", description=COMMANDS[command])
     parser.add_argument("--cache", type=str, required=True, help="directory or fsspec URL; may stand without --cache")
     for name, kind in extra.items():
-        if kind is bool:
-            parser.add_argument(f"--{name}", action="store_true")
+        if name == "repair":
+            parser.add_argument(f"--{name}", action="store_true", help=_HELP[name])
         else:
-            parser.add_argument(f"--{name}", type=kind, default=_DEFAULTS.get(name))
+            parser.add_argument(f"--{name}", type=kind, default=_DEFAULTS.get(name), help=_HELP[name])
     words = expand_names(words)
     if words and not words[0].startswith("-"):
         words = [f"--cache={words[0]}", *words[1:]]

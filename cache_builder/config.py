@@ -30,7 +30,8 @@ class BuildConfig:
         corpus_subset: configuration of a hub data set.
         corpus_split: split of a hub data set.
         corpus_revision: branch, tag or commit of a hub data set.
-        max_documents: stop reading the corpus after so many documents.
+        max_documents: stop reading the corpus after so many documents; empty and repeated ones do not count, and those
+            left out later are not replaced.
         max_tokens: stop when so many tokens are planned; an answer counts as max_new_tokens.
         max_length: leave out documents of more tokens than this; a prompt counts with its longest answer.
         held_out: share of documents for validation, chosen by a hash of the question.
@@ -38,8 +39,8 @@ class BuildConfig:
         max_new_tokens: longest answer.
         batch_size: prompts answered at once.
         temperature: 0 answers greedily, so that replaying the cache is exact.
-        sample_top_k: of sampled answers.
-        sample_top_p: of sampled answers.
+        sample_top_k: draw sampled answers from so many most probable tokens; at most k.
+        sample_top_p: draw sampled answers from the most probable tokens that hold this mass.
         seed: of sampled answers.
         min_answer_tokens: leave out documents with fewer supervised tokens.
         max_compression: leave out answers whose last 512 bytes zlib makes more times smaller: they loop.
@@ -48,7 +49,8 @@ class BuildConfig:
         keep_mass: keep only the fewest of these that reach this probability together.
         features: how the taps are stored.
         sketch_rank: numbers per token of a sketch; the target's hidden size when not given.
-        compress_features: takes a third off a sketch and bf16, a sixth off int8; reading a sketch works twice as long.
+        compress_features: compress the features' arrays: takes a third off a sketch and bf16, a sixth off int8; reading
+            a sketch works twice as long.
         fit_tokens: tokens that a sketch or scales are fitted on, of the first shard.
         documents_per_shard: documents read for one shard; chosen by max_length when not given.
         devices: processes on this node.

@@ -15,7 +15,6 @@ def topk_logprobs(
     *,
     chunk: int = 512,
     softcap: float | None = None,
-    scale: float = 1.0,
 ) -> tuple[Int[Tensor, "rows k"], Float[Tensor, "rows k"]]:
     """The k most probable tokens of each row and their exact log-probabilities.
 
@@ -25,7 +24,6 @@ def topk_logprobs(
         k: entries a row.
         chunk: rows whose logits exist at once: chunk x vocabulary x 4 bytes.
         softcap: Gemma's c in c * tanh(logits / c).
-        scale: factor on the logits (Cohere's logit_scale, 1 / Granite's logits_scaling).
 
     Returns:
         Token ids, most probable first, and log-probabilities in nats, float32, normalised over the whole vocabulary.
@@ -39,7 +37,7 @@ def topk_logprobs(
         raise UserError(f"k is {k}, the target's vocabulary has {lm_head.shape[0]} tokens: give a k from 1 to that")
     ids, values = [], []
     for rows in hidden.split(chunk):
-        logits = linear(rows, lm_head).float() * scale
+        logits = linear(rows, lm_head).float()
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
         normaliser = torch.logsumexp(logits, -1, keepdim=True)

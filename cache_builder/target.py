@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cache_builder.kv_cache import SlotCache
 from cache_builder.sparse import topk_logprobs
+from specauf.drafters.config import refuse_unknown_scales
 from specauf.errors import UserError
 from specauf.targets import TargetConfig, default_taps
 
@@ -66,6 +67,7 @@ class Target:
         self.lm_head: Float[Tensor, "vocabulary hidden"] = head.weight
         if not 1 <= k <= self.vocab_size:
             raise UserError(f"k is {k}, the target's vocabulary has {self.vocab_size} tokens: give --k from 1 to that")
+        refuse_unknown_scales(self.text_config.to_dict())  # before an hour of building, not behind it
         self._layers = _find_layers(self.body, self.num_layers, config.name)
         self._check()
 
@@ -140,9 +142,7 @@ class Target:
             UserError: the logits hold NaN or Inf.
         """
         softcap = getattr(self.text_config, "final_logit_softcapping", None)
-        scale = getattr(self.text_config, "logit_scale", None) or 1.0
-        scale /= getattr(self.text_config, "logits_scaling", None) or 1.0
-        return topk_logprobs(hidden, self.lm_head, self.k, softcap=softcap, scale=scale)
+        return topk_logprobs(hidden, self.lm_head, self.k, softcap=softcap)
 
     @contextmanager
     def _tapping(self, wanted: bool) -> Iterator[dict[int, Tensor]]:

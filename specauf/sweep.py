@@ -62,8 +62,13 @@ def sweep(argv: list[str]) -> None:
     Raises:
         UserError: an option is wrong, or a run failed; the others are still done and in the table.
     """
-    parser = CommandParser(prog="specauf sweep", description="train every loss with every seed; finished runs are kept")
-    parser.add_argument("--losses", type=str, required=True, help="names in configs/loss/, separated by spaces")
+    parser = CommandParser(
+        prog="specauf sweep",
+        description="train every loss with every seed; finished runs are kept, other options go to specauf fit",
+    )
+    parser.add_argument(
+        "--losses", type=str, required=True, help="names in configs/loss/ or YAML files, separated by spaces"
+    )
     parser.add_argument("--seeds", type=str, default="0", help="numbers, separated by spaces")
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="each run goes to OUT/LOSS-SEED")
     parser.add_argument("--cache", type=str, default=None, help="the cache; the newest in caches/ when left out")

@@ -11,6 +11,22 @@ DtypeName = Literal["bfloat16", "float16", "float32"]
 _UNKNOWN_SCALES = ("embedding_multiplier", "scale_emb", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
+def refuse_unknown_scales(text: dict[str, Any]) -> None:
+    """Refuse a target whose embedding or logits are scaled by more than the drafters here build.
+
+    Args:
+        text: the config of the target's language model, as a dict.
+
+    Raises:
+        UserError: naming the field.
+    """
+    for name in _UNKNOWN_SCALES:
+        if text.get(name) not in (None, 1, 1.0):
+            raise UserError(
+                f"{name}: {text[name]} in the target's config scales its embedding or logits; not supported yet"
+            )
+
+
 @dataclass(frozen=True)
 class DrafterConfig:
     """Shape of a block drafter.
@@ -128,11 +144,7 @@ class DrafterConfig:
             UserError: the target's config lacks a number, or is of a kind that a drafter cannot sit on.
         """
         text = target_config.get("text_config") or target_config
-        for name in _UNKNOWN_SCALES:
-            if text.get(name) not in (None, 1, 1.0):
-                raise UserError(
-                    f"{name}: {text[name]} in the target's config scales its embedding or logits; not supported yet"
-                )
+        refuse_unknown_scales(text)
 
         def need(name: str, given: int | float | None) -> Any:
             value = text.get(name) if given is None else given

@@ -161,7 +161,8 @@ def audit_record(
         text: of a token id.
         greedy: the cached answers are the target's own greedy ones, so replay is real decoding but for the rounding of
             stored features.
-        evaluation: figures of this drafter in real decoding (a run of an evaluation record), if there are any.
+        evaluation: figures of this drafter in real decoding (a run of an evaluation record, and the `block_size` it
+            decoded in), if there are any.
     """
     training, decoding = observed.training, observed.decoding
     reached = decoding.reached
@@ -173,6 +174,8 @@ def audit_record(
         "at_random_anchors": float(training.accepted.double().mean()) + 1,
         "evaluated": evaluation["tau_pooled"] if evaluation else None,
         "evaluated_95": evaluation["tau_pooled_95"] if evaluation else None,
+        "evaluated_block": evaluation["block_size"] if evaluation else None,
+        "replay_as_evaluated": tau_pooled(observed.as_evaluated) if evaluation else None,
     }
     return {
         "documents": len(observed.accepted),

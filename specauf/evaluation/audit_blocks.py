@@ -128,22 +128,37 @@ class Observed:
         training: blocks at random anchors, as training draws them.
         decoding: blocks at the anchors that greedy decoding visits.
         accepted: A of every cycle of each document.
+        as_evaluated: the same in the blocks that an evaluation decoded in.
     """
 
     training: Blocks
     decoding: Blocks
     accepted: list[list[int]]
+    as_evaluated: list[list[int]]
 
 
 def observe_documents(
-    drafter: Drafter, vocabulary: TargetVocabulary, documents: Iterable[Document], anchors_per_document: int, seed: int
+    drafter: Drafter,
+    vocabulary: TargetVocabulary,
+    documents: Iterable[Document],
+    anchors_per_document: int,
+    seed: int,
+    evaluated_block: int | None = None,
 ) -> Observed:
     """Both views of some documents; those without a block are left out.
+
+    Args:
+        drafter: servable, in evaluation mode.
+        vocabulary: the target's, whole.
+        documents: read with features if the drafter needs them.
+        anchors_per_document: blocks that training would draw from each.
+        seed: of the anchors.
+        evaluated_block: slots of the blocks that an evaluation decoded in; the trained number when None.
 
     Raises:
         UserError: none of them has a block.
     """
-    training, decoding, accepted = [], [], []
+    training, decoding, accepted, as_evaluated = [], [], [], []
     for document in documents:
         rng = np.random.default_rng((seed, 0, document.index))
         drawn = sample_anchors(document.loss_mask, anchors_per_document, rng)
@@ -154,6 +169,11 @@ def observe_documents(
         training.append(observe(drafter, vocabulary, document, drawn))
         decoding.append(observe(drafter, vocabulary, document, seen, every_slot=False))
         accepted.append(cycles.accepted.tolist())
+        if evaluated_block in (None, drafter.config.block_size):
+            as_evaluated.append(accepted[-1])
+        else:
+            [shorter] = replay(drafter, vocabulary, [document], block_size=evaluated_block)
+            as_evaluated.append(shorter.accepted.tolist())
     if not training:
         raise UserError("documents: none of those chosen has two supervised tokens, so there is no block: choose more")
-    return Observed(join(training), join(decoding), accepted)
+    return Observed(join(training), join(decoding), accepted, as_evaluated)

@@ -37,9 +37,9 @@ def audit_command(
         split: which documents.
         documents: at most so many.
         anchors_per_document: blocks that training would draw from each.
-        gamma: of the decay it is compared with.
+        gamma: of the decay it is compared with; 4 for blocks of 8, 7 for 16.
         seed: of the anchors.
-        evaluation: an evaluation.json with real decoding of this drafter.
+        evaluation: an evaluation.json with real greedy decoding of this drafter, in blocks of any size.
         run: the drafter's name there, when it holds several.
         out: directory for audit.md and audit.json; none are written when not given.
         json: write the figures to this file too.
@@ -50,6 +50,8 @@ def audit_command(
     opened = open_cache(cache)
     evaluated = _evaluated(evaluation, run)
     loaded = load_drafter(drafter, opened.manifest.identity.num_target_layers).eval()
+    if evaluated is not None:
+        evaluated["block_size"] = evaluated["block_size"] or loaded.config.block_size
     _check(loaded, opened, cache)
     text = _texts(opened)
     found = opened.documents(split=split, topk=False, features=loaded.needs_features)
@@ -63,7 +65,14 @@ def audit_command(
                 yield document
                 advance(1)
 
-        observed = observe_documents(loaded, TargetVocabulary.from_cache(opened), counted(), anchors_per_document, seed)
+        observed = observe_documents(
+            loaded,
+            TargetVocabulary.from_cache(opened),
+            counted(),
+            anchors_per_document,
+            seed,
+            evaluated_block=evaluated["block_size"] if evaluated else None,
+        )
     record: dict[str, Any] = {
         "drafter": str(drafter),
         "cache": cache,
@@ -123,13 +132,17 @@ def _evaluated(file: Path | None, run: str | None) -> dict[str, Any] | None:
 
     if file is None:
         return None
-    runs = read_record(file / EVALUATION if file.is_dir() else file)["runs"]
+    record = read_record(file / EVALUATION if file.is_dir() else file)
+    greedy = [part for part in record["parts"] if part["benchmark"]["temperature"] == 0]
+    if not greedy:
+        raise UserError(f"evaluation: {file} has no greedy decoding: run specauf evaluate with --temperatures=[0]")
+    runs = greedy[0]["runs"]
     if run is None and len(runs) > 1:
         raise UserError(f"run: {file} holds {', '.join(runs)}: name the drafter's with --run")
     name = run or next(iter(runs))
     if name not in runs:
         raise UserError(f"run: {name} found, one of {', '.join(runs)} expected: name one of {file} with --run")
-    return dict(runs[name])
+    return {**runs[name], "block_size": greedy[0]["benchmark"]["block_size"]}
 
 
 def audit(argv: list[str]) -> None:

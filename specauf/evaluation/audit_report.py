@@ -35,8 +35,9 @@ def markdown(record: Mapping[str, Any]) -> str:
     else:
         a, b = tau["evaluated_95"]
         lines.append(
-            f"- Real decoding: {tau['evaluated']:.3f} ({a:.3f} to {b:.3f}), "
-            f"{tau['evaluated'] / tau['replay'] - 1:+.1%} against replay (on other prompts)."
+            f"- Real decoding in blocks of {tau['evaluated_block']}: {tau['evaluated']:.3f} ({a:.3f} to {b:.3f}), "
+            f"{tau['evaluated'] / tau['replay_as_evaluated'] - 1:+.1%} against replay in such blocks "
+            "(on other prompts)."
         )
     lines += ["", "## Training signal behind the first wrong draft", ""]
     lines += [

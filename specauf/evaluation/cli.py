@@ -43,7 +43,7 @@ def evaluate_command(
     block_sizes: list[int | None] = [None],  # noqa: B006
     seed: int = 0,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     cache: str | None = None,
     out: Path = Path("runs/evaluation"),
     json: Path | None = None,
@@ -54,7 +54,7 @@ def evaluate_command(
         drafters: run directories, checkpoints, z-lab or speculators directories; NAME=PATH names one in the report.
         target: a config in configs/target, a YAML file, a model directory or a hub id.
         benchmarks: humaneval, gsm8k, math500, mbpp, mt-bench, alpaca; a JSONL or Parquet file with a `turns` or
-            `prompt` field; NAME=FILE for one of these sets from a file.
+            `prompt` field; NAME=FILE for one of these sets but humaneval from a file of its own rows.
         limit: decode the first so many prompts of each.
         max_new_tokens: length of an answer.
         temperatures: decode once at each; 0 is greedy.
@@ -64,7 +64,7 @@ def evaluate_command(
         block_sizes: decode once with each; null is the trained one.
         seed: of sampling.
         dtype: what the target computes in; its config's when not given.
-        device: where to decode.
+        device: where to decode; auto takes a CUDA GPU where there is one, else the CPU.
         cache: the cache the drafters were trained on, to describe it in the report.
         out: directory for evaluation.jsonl (a line a prompt, resumed) and evaluation.json.
         json: write the record to this file too.
@@ -79,6 +79,8 @@ def evaluate_command(
     loaded = {name: load_drafter(path).eval() for name, path in named.items()}
     _check_blocks(loaded, block_sizes)
     out.mkdir(parents=True, exist_ok=True)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer = load_target(config, device=device)
     left_out = without_processors(model)
     if left_out:

@@ -98,7 +98,8 @@ def test_estimate_is_near_the_build(words: list[str], tmp_path: Path, capsys: py
     assert guess["documents"] == 24
     assert guess["tokens"] == pytest.approx(built["tokens"], rel=0.2)
     assert guess["field_bytes"]["features"] == pytest.approx(built["fields"]["features"]["bytes"], rel=0.25)
-    assert main(["estimate", *words]) == 0
+    at = words.index("--out")
+    assert main(["estimate", *words[:at], *words[at + 2 :]]) == 0
     assert "DeepSpec's layout" in capsys.readouterr().out
 
 
@@ -145,6 +146,31 @@ def test_no_cache_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "is a file" in capsys.readouterr().err
     assert main([command]) == 2
     assert "cache" in capsys.readouterr().err
+
+
+def test_shrink_compresses_as_it_is_told(words: list[str], tmp_path: Path) -> None:
+    def compressed(folder: Path) -> bool:
+        codecs = json.loads((folder / "shard-00000.zarr/features/zarr.json").read_text())["codecs"]
+        return "blosc" in [c["name"] for c in codecs[0]["configuration"]["codecs"]]
+
+    assert main(["build", *words, "--compress_features=true"]) == 0
+    for name, more, expected in (("as-it-is", [], True), ("plain", ["--compress_features=false"], False)):
+        assert main(["shrink", str(tmp_path / "cache"), f"--out={tmp_path / name}", "--k=2", *more]) == 0
+        assert compressed(tmp_path / name) is expected
+    again = ["shrink", str(tmp_path / "plain"), f"--out={tmp_path / 'again'}", "--k=1", "--compress_features=true"]
+    assert main(again) == 0
+    assert compressed(tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", ["logits_scaling", "logit_scale", "embedding_multiplier"])
+def test_a_target_that_no_drafter_can_sit_on_is_refused_before_it_is_cached(
+    words: list[str], tiny_target_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    config = json.loads((tiny_target_dir / "config.json").read_text())
+    (tiny_target_dir / "config.json").write_text(json.dumps(config | {name: 0.5}))
+    assert main(["build", *words]) == 2
+    assert f"{name}: 0.5 in the target's config scales its embedding or logits" in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob("shard-*"))
 
 
 def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from specauf.drafters import TargetVocabulary
 from specauf.evaluation.audit import block_ends, by_kind, by_slot, calibration, support, token_kind
 from specauf.evaluation.audit_blocks import Blocks, observe, observe_documents, visited
 from specauf.evaluation.results import FORMAT
+from specauf.evaluation.summary import tau_pooled
 from tests.builder.conftest import make_target
 from tests.drafters.tiny import tiny_dflash
 from tests.evaluation.conftest import tiny_drafter
@@ -139,17 +140,35 @@ def test_the_command_writes_both_pages_and_no_target_is_loaded(tiny_cache, fitte
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)
     fitted.save_pretrained(tmp_path / "drafter")
-    real = {"format": FORMAT, "runs": {"mine": {"tau_pooled": 1.25, "tau_pooled_95": [1.1, 1.4]}}}
+    runs = {"mine": {"tau_pooled": 1.25, "tau_pooled_95": [1.1, 1.4]}}
+    sampled, greedy = ({"runs": runs, "benchmark": {"temperature": t, "block_size": 3}} for t in (1.0, 0.0))
+    real = {"format": FORMAT, "runs": runs, "parts": [sampled, greedy]}
     (tmp_path / "evaluation.json").write_text(json.dumps(real))
     words = ["audit", str(tiny_cache), str(tmp_path / "drafter"), f"--out={tmp_path}", f"--evaluation={tmp_path}"]
     assert main(words) == 0
     record, page = json.loads((tmp_path / "audit.json").read_text()), (tmp_path / "audit.md").read_text()
     assert record["tau"]["answers_are_greedy"] is True
     assert record["tau"]["evaluated"] == 1.25
+    opened = open_cache(str(tiny_cache))
+    documents = list(opened.documents(split="held_out"))
+    cycles = replay(fitted, TargetVocabulary.from_cache(opened), documents, block_size=3)
+    shorter = tau_pooled([c.accepted.tolist() for c in cycles])
+    assert record["tau"]["replay_as_evaluated"] == shorter
+    assert shorter < record["tau"]["replay"]
+    assert f"in blocks of 3: 1.250 (1.100 to 1.400), {1.25 / shorter - 1:+.1%} against replay in such blocks" in page
     assert f"{record['tau']['replay']:.3f}" in page
     assert f"{record['support']['uniform']['wasted_weight']:.1%}" in page
     assert record["documents"] == 6
     assert page in capsys.readouterr().out
+
+
+def test_an_evaluation_without_greedy_decoding_is_refused(tiny_cache, fitted, tmp_path, capsys):
+    fitted.save_pretrained(tmp_path / "drafter")
+    part = {"runs": {"mine": {}}, "benchmark": {"temperature": 1.0, "block_size": None}}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"format": FORMAT, "runs": {}, "parts": [part]}))
+    words = ["audit", str(tiny_cache), str(tmp_path / "drafter"), f"--evaluation={tmp_path}"]
+    assert main(words) == 2
+    assert "has no greedy decoding: run specauf evaluate with --temperatures=[0]" in capsys.readouterr().err
 
 
 def test_an_untrained_drafter_wastes_nearly_everything(tiny_cache, tmp_path):

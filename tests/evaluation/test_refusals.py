@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from specauf.cli import main
+from specauf.errors import UserError
 from tests.builder.conftest import make_target
 from tests.evaluation.conftest import command, tiny_drafter
 
@@ -126,3 +128,18 @@ def test_audit_refuses_in_one_line(place, tiny_cache, tmp_path, capsys):
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_decoding_takes_a_gpu_where_there_is_one(tmp_path, monkeypatch, there, expected):
+    asked = []
+
+    def load(config, device):
+        asked.append(device)
+        raise UserError("far enough")
+
+    tiny_drafter(make_target()).save_pretrained(tmp_path / "drafter")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr("specauf.evaluation.cli.load_target", load)
+    assert main(["evaluate", str(tmp_path / "drafter"), f"--out={tmp_path / 'out'}", "--limit=1"]) == 2
+    assert asked == [expected]
