@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cache_builder.kv_cache import SlotCache
 from cache_builder.sparse import topk_logprobs
-from specauf.drafters.config import refuse_unknown_scales
+from specauf.cache.target import refuse_unknown_scales
 from specauf.errors import UserError
 from specauf.targets import TargetConfig, default_taps
 

@@ -15,8 +15,12 @@ from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location
 from specauf.cache.objects import check_listing, read_checked
 from specauf.cache.schema import CommitRecord
+from specauf.errors import UserError
 
 WEIGHTS, CONFIG, TOKENIZER = "weights.safetensors", "config.json", "tokenizer"
+
+# Fields that make a target's embedding or logits more than `embed(ids)` and `lm_head(h)`; none of them is built here.
+_UNKNOWN_SCALES = ("embedding_multiplier", "scale_emb", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 class TargetFiles:
@@ -87,3 +91,19 @@ class TargetFiles:
             return Path(self._copy.name, TOKENIZER)
         self._tokenizer_files()
         return self.place.local / TOKENIZER
+
+
+def refuse_unknown_scales(text: dict[str, Any]) -> None:
+    """Refuse a target whose embedding or logits are scaled by more than the drafters here build.
+
+    Args:
+        text: the config of the target's language model, as a dict.
+
+    Raises:
+        UserError: naming the field.
+    """
+    for name in _UNKNOWN_SCALES:
+        if text.get(name) not in (None, 1, 1.0):
+            raise UserError(
+                f"{name}: {text[name]} in the target's config scales its embedding or logits; not supported yet"
+            )

@@ -3,28 +3,10 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
+from specauf.cache.target import refuse_unknown_scales
 from specauf.errors import UserError
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
-
-# Fields that make a target's embedding or logits more than `embed(ids)` and `lm_head(h)`; none of them is built here.
-_UNKNOWN_SCALES = ("embedding_multiplier", "scale_emb", "logit_scale", "logits_scaling", "lm_head_multiplier")
-
-
-def refuse_unknown_scales(text: dict[str, Any]) -> None:
-    """Refuse a target whose embedding or logits are scaled by more than the drafters here build.
-
-    Args:
-        text: the config of the target's language model, as a dict.
-
-    Raises:
-        UserError: naming the field.
-    """
-    for name in _UNKNOWN_SCALES:
-        if text.get(name) not in (None, 1, 1.0):
-            raise UserError(
-                f"{name}: {text[name]} in the target's config scales its embedding or logits; not supported yet"
-            )
 
 
 @dataclass(frozen=True)
