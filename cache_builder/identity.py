@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import specauf
 from cache_builder.config import BuildConfig
 from cache_builder.plan import Plan
 from cache_builder.target import Target
+from cache_builder.writer import tokenizer_files
 from specauf.cache.schema import Identity
 from specauf.targets import mask_token_id, target_identity
 
@@ -64,10 +64,8 @@ def _regeneration(config: BuildConfig) -> dict[str, Any]:
 def tokenizer_hash(tokenizer: Any) -> str:
     """Digest of the files that a tokenizer saves."""
     digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for name, data in tokenizer_files(tokenizer).items():
+        digest.update(Path(name).name.encode() + b"\0" + data)
     return digest.hexdigest()
 
 

@@ -147,11 +147,21 @@ def write_target(
         WEIGHTS: save_torch({name: w.detach().cpu().contiguous() for name, w in weights.items()}),
         CONFIG: _json(config),
     }
+    files |= {f"{TOKENIZER}/{name}": data for name, data in tokenizer_files(tokenizer).items()}
+    return write_target_files(cache_dir, identity, files, codec)
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The files that a tokenizer saves, by name; the same whether the hub could be reached when it was loaded."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
-            files[f"{TOKENIZER}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
-    return write_target_files(cache_dir, identity, files, codec)
+        paths = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    if "tokenizer_config.json" in files:
+        # transformers writes down how it was told to load.
+        config = files["tokenizer_config.json"]
+        files["tokenizer_config.json"] = config.replace(b'"local_files_only": true', b'"local_files_only": false')
+    return files
 
 
 def write_target_files(

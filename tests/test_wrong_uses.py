@@ -96,6 +96,8 @@ def test_one_line_and_status_2(command, place, answers, monkeypatch, capsys):
     says = next(says for cases in CASES.values() for c, says in cases if c == command)
     monkeypatch.chdir(place)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)  # read once, and another test may have been first
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(sys, "argv", [*sys.argv])
     before = tree(place)

@@ -246,3 +246,15 @@ def test_a_chat_behind_plain_text_needs_a_template(tiny_target_dir: Path, tmp_pa
     with pytest.raises(UserError, match="no chat template: use an instruct model") as caught:
         build(config(tiny_target_dir, corpus, tmp_path / "cache", regenerate=False, features="none"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_build_is_the_same_with_and_without_the_hub_in_reach(
+    tiny_target_dir: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers keeps in the tokenizer's config whether it was told to load local files only."""
+    found = []
+    for name, offline in (("online", False), ("offline", True)):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        build(config(tiny_target_dir, corpus, tmp_path / name, max_documents=8))
+        found.append(digests(tmp_path / name))
+    assert found[0] == found[1]

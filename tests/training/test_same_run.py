@@ -24,7 +24,7 @@ def weights(run):
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("loss", ["auf", "auf-block"])
+@pytest.mark.parametrize("loss", ["auf", pytest.param("auf-block", marks=pytest.mark.slow)])
 def test_one_rank_two_ranks_and_accumulation_agree(tiny_cache, tmp_path, loss):
     for name, layout in LAYOUTS.items():
         options = (f"--model.loss={loss}", *COMMON, *layout)
