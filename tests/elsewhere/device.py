@@ -15,7 +15,6 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter, tree_map
 
-POSSIBLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 NAME = "elsewhere"
 HERE = torch.device("cpu")
 _MOVES = ("aten.copy_.default", "aten._to_copy.default", "aten.to.device", "aten.to.other")
