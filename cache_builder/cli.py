@@ -198,12 +198,13 @@ def _verify(words: list[str]) -> None:
     place, own = _cache_and_options(words, "verify", **options, **{"target.model": str, "corpus": str})
     from cache_builder.repair import check, repair
 
-    moved = {"model": own["target.model"], "corpus": own["corpus"]}
-    if not own["repair"]:
-        for flag in ("target.model", "corpus"):
-            if own[flag] is not None:
+    if own["repair"]:
+        verdict = repair(place, own["accelerator"], model=own["target.model"], corpus=own["corpus"])
+    else:
+        for flag in ("accelerator", "target.model", "corpus"):
+            if own[flag] != _DEFAULTS.get(flag):
                 raise UserError(f"--{flag} is given, but only a repair reads it: add --repair")
-    verdict = repair(place, own["accelerator"], **moved) if own["repair"] else check(place)
+        verdict = check(place)
     if own["json"] != "-":
         print(verdict.text())
     write_json(own["json"], verdict.figures())
@@ -218,7 +219,7 @@ def _cache_and_options(words: list[str], command: str, **extra: Any) -> tuple[st
     parser = CommandParser(prog=f"cache-builder {command}", description=COMMANDS[command])
     parser.add_argument("--cache", type=str, required=True, help="directory or fsspec URL; may stand without --cache")
     for name, kind in extra.items():
-        if name == "repair":
+        if kind is bool:
             parser.add_argument(f"--{name}", action="store_true", help=_HELP[name])
         else:
             parser.add_argument(f"--{name}", type=kind, default=_DEFAULTS.get(name), help=_HELP[name])
