@@ -37,10 +37,6 @@ class BlockTargets:
         """The same on another device; on its way there, when it is pinned and the device a GPU."""
         return self._each(lambda value: _moved(value, device))
 
-    def pin_memory(self) -> "BlockTargets":
-        """The same in memory that a GPU can fetch from."""
-        return self._each(Tensor.pin_memory)
-
     def _each(self, change: Callable[[Tensor], Tensor]) -> "BlockTargets":
         optional = (self.teacher_ids, self.teacher_logprobs, self.head_mass)
         return BlockTargets(
