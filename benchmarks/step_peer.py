@@ -86,7 +86,7 @@ def main() -> None:
         seconds, used = (shown(spread([r[key] for r in rounds])) for key in ("seconds", "processor_seconds"))
         peak, whole = (max(r[key] for r in rounds) for key in ("peak_mib", "process_mib"))
         print(f"{FORMS[form]:30} {seconds:>24} {used:>24} {peak:9,.0f} {whole:14,.0f}")
-        if "teraflop" in rounds[0]:
+        if all("teraflop" in r for r in rounds):
             print(f"{'':30} {shown(spread([r['teraflop'] / r['seconds'] for r in rounds]), 0)} TFLOP/s")
     result = summary(found)
     for name, figures in result.items():
