@@ -4,7 +4,8 @@
 
 The same prompts of the standard library, sorted by length, in the same batches, greedily; `generate` pads on the left.
 The builder also runs the head's logsumexp and top-32, keeps five taps, and encodes and writes the shard; fitting the
-features is left out, for a build does it once. The two alternate round by round. Ends with one JSON line.
+features is left out, for a build does it once. The two alternate round by round. `--target random-llama-3-8b` is a
+random model of that one's sizes, and its prompts are random tokens. Ends with one JSON line.
 """
 
 import argparse
@@ -17,16 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.build import prepare
 from benchmarks.common import finish, ratios, shown, spread
+from benchmarks.targets import find_target, prepare, texts
 from cache_builder.document import BuiltDocument
 from cache_builder.generate import answer_all
-from cache_builder.stdlib_corpus import stdlib_prompts
 from cache_builder.target import Target
 from cache_builder.writer import StorageSpec, write_shard
-from specauf.evaluation.run import encode
 from specauf.progress import progress
-from specauf.targets import load_target, resolve_target
 
 Prompts = list[np.ndarray]
 
@@ -75,21 +73,24 @@ def main() -> None:
     defaults = {"documents": 64, "batch": 32, "new": 64, "rounds": 3, "threads": 2}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--length", type=int, default=256, help="tokens of a random target's prompts at most")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="instead of the target's own")
     parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    config = resolve_target(args.target)
-    target = Target(*load_target(config, device=args.device), config, k=32)
-    prompts = [encode(target.tokenizer, p)[0].numpy() for p in stdlib_prompts()[: args.documents]]
+    target = find_target(args.target, args.device, args.dtype)
+    prompts = texts(target, args.documents, args.length, chat=True)
     masks = [np.arange(len(p)) >= len(p) // 2 for p in prompts]
-    spec = prepare(target, [list(zip(prompts, masks, strict=True))], args.features)
+    spec = prepare(target, list(zip(prompts, masks, strict=True)), args.features, batch_tokens=8192)
     seconds: dict[str, list[float]] = {"builder": [], "generate": []}
     said: dict[str, Prompts] = {}
 
     def timed(name: str, work: Any) -> None:
         started = time.perf_counter()
         said[name] = work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         seconds[name].append(time.perf_counter() - started)
 
     with (

@@ -82,9 +82,10 @@ def clock(command: Sequence[str]) -> tuple[float, float]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, load, date and versions."""
+    """Processor, cores, load, date and versions, and the GPU where torch is at work and has one."""
     info = Path("/proc/cpuinfo")  # Linux only
     lines = info.read_text().splitlines() if info.exists() else []
+    torch = sys.modules.get("torch")  # not for those that only start processes
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor(),
@@ -94,6 +95,7 @@ def machine() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
+        **({"gpu": torch.cuda.get_device_name()} if torch and torch.cuda.is_available() else {}),
     }
 
 

@@ -98,7 +98,7 @@ def step(anchors: int, block_size: int) -> Row:
     """Seconds and memory of a training step, in a process of its own."""
     shape = {**STEP, "blocks": anchors, "block-size": block_size, "repeat": 3}
     words = [word for key, value in shape.items() for word in (f"--{key}", str(value))]
-    row = answer([sys.executable, "-m", "benchmarks.step_sides", "decay", *words])
+    row = answer([sys.executable, "-m", "benchmarks.step_sides", "decay", *words])["decay"][0]
     return {"step_seconds": row["seconds"], "step_mib": row["peak_mib"]}
 
 

@@ -1,13 +1,15 @@
-"""One side of `benchmarks.step_peer`, in a process of its own: seconds and peak memory of some training steps.
+"""Forms of `benchmarks.step_peer`, in a process of their own: seconds and peak memory of some training steps.
 
-    python -m benchmarks.step_sides FORM [options of benchmarks.step_peer]
+    python -m benchmarks.step_sides FORM... [--rounds 1] [options of benchmarks.step_peer]
 
 Both sides start from the same drafter, embedding, tokens, features and anchors. The learning rate is 0, so that AdamW
 does all of its work and every step is the same step. On CUDA memory is the allocator's peak, the peer has its fused
-losses and FlexAttention, and the floating-point operations of our step are counted. Ends with one JSON line.
+losses and FlexAttention, and the floating-point operations of our step are counted. Ends with one JSON line: the
+figures of each form, one record a round.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -34,6 +36,7 @@ FORMS = {
     "auf_3": "ours, AUF, tau about 3",
     "auf_all": "ours, AUF, every slot right",
     "decay_mkl": "ours, decay, torch's linear",
+    "decay_sdpa": "ours, decay, SDPA a document",
     "peer": "speculators, decay",
     "peer_given": "speculators, labels given",
 }
@@ -102,6 +105,8 @@ def ours(form: str, args: argparse.Namespace) -> tuple[Step, nn.Module]:
     """Our loss of one batch, and the drafter."""
     linear.AVAILABLE = linear.AVAILABLE and form != "decay_mkl"
     drafter, embedding, batch = problem(args)
+    if form == "decay_sdpa":
+        drafter.attention = "sdpa"
     vocabulary = TargetVocabulary(embedding)
     objective = Objective(AcceptUntilFail() if form in HITS else ExponentialDecay(GAMMA), CrossEntropy())
     if HITS.get(form):
@@ -230,9 +235,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[options()]
     )
-    parser.add_argument("form", choices=FORMS)
+    parser.add_argument("forms", nargs="+", choices=FORMS, metavar="FORM")
+    parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
-    print(json.dumps(run(args.form, args)))
+    found: dict[str, list[dict[str, Any]]] = {form: [] for form in args.forms}
+    for number in range(args.rounds):
+        for form in args.forms:
+            print(f"round {number + 1} of {args.rounds}: {FORMS[form]}", file=sys.stderr, flush=True)
+            found[form].append(run(form, args))
+            gc.collect()
+            if args.device == "cuda":
+                torch.cuda.empty_cache()
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

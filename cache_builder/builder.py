@@ -114,7 +114,7 @@ class Build:
             again: also where the target is stored already, for its files are damaged.
 
         Raises:
-            UserError: the sample is too small for the sketch, or what `build_shard` raises.
+            UserError: the sample is too small for the sketch, or what `make` and `write` raise.
         """
         if f"{TARGET}.json" in Location(self.config.out).files() and not again:
             return
@@ -142,7 +142,7 @@ class Build:
             said = ", ".join(f"{tap}: {error:.3f}" for tap, error in zip(self.target.taps, errors, strict=True))
             print(f"features: {codec.kind}, relative squared error by tap {said}", file=sys.stderr)
         if first is not None and first[0] in self.missing():
-            self._write(*first, codec)
+            self.write(*first, codec)
 
     def _stored_fit(self) -> tuple[str | None, FeatureCodec | None]:
         """Digest of the fit that the shards were stored with, as far as it is known, and the fit where it is whole."""
@@ -168,11 +168,11 @@ class Build:
             if number in committed and not committed[number].counts.documents:
                 total.update(committed[number].drops)
                 continue
-            documents, drops = self.maker.make(self.plan.shard(number), advance)
+            documents, drops = self.make(number, advance)
             if documents:
                 return number, documents, drops
             total.update(drops)
-            self._write(number, [], drops, FeatureCodec("none", 0))
+            self.write(number, [], drops, FeatureCodec("none", 0))
         said = ", ".join(f"{n} {reason}" for reason, n in sorted(total.items()))
         raise UserError(f"corpus {self.config.corpus}: no document is left ({said}): relax what drops them")
 
@@ -198,22 +198,26 @@ class Build:
             fit_tokens=self.config.fit_tokens,
         )
 
-    def build_shard(self, number: int, codec: FeatureCodec, advance: Advance) -> None:
-        """Make one shard and commit it.
+    def make(self, number: int, advance: Advance) -> tuple[list[BuiltDocument], dict[str, int]]:
+        """A shard's documents, and how many were left out for which reason.
 
         Raises:
-            UserError: the target gives NaN, or the disk is full.
+            UserError: the target gives NaN.
         """
-        documents, drops = self.maker.make(self.plan.shard(number), advance)
-        self._write(number, documents, drops, codec)
+        return self.maker.make(self.plan.shard(number), advance)
+
+    def write(self, number: int, documents: list[BuiltDocument], drops: dict[str, int], codec: FeatureCodec) -> None:
+        """Commit a shard.
+
+        Raises:
+            UserError: the features hold NaN, or the disk is full.
+        """
+        spec = StorageSpec(self.identity, codec, self.config.compress_features, self.target.device)
+        write_shard(self.config.out, number, documents, spec, drops)
 
     def finish(self) -> Manifest:
         """Write the manifest."""
         return write_manifest(self.config.out, self.identity, self.plan.num_shards, self.plan.drops)
-
-    def _write(self, number: int, documents: list[BuiltDocument], drops: dict[str, int], codec: FeatureCodec) -> None:
-        spec = StorageSpec(self.identity, codec, self.config.compress_features, self.target.device)
-        write_shard(self.config.out, number, documents, spec, drops)
 
 
 def open_build(config: BuildConfig, *, device: torch.device | str = "cpu") -> Build:
@@ -297,6 +301,6 @@ def fit_codec(
         return FeatureCodec(kind, taps), []
     whole = torch.cat(list(parts))
     step = max(1, len(whole) // fit_tokens)
-    codec = fit_features(whole[::step][:fit_tokens].float(), kind, taps, rank)
-    unseen = whole[step // 2 :: 4 * step].float()
+    codec = fit_features(whole[::step][:fit_tokens].float().cpu(), kind, taps, rank)
+    unseen = whole[step // 2 :: 4 * step].float().cpu()
     return codec, reconstruction_error(unseen, codec)

@@ -20,6 +20,7 @@ from cache_builder.builder import Build, load_codec, open_build
 from cache_builder.config import BuildConfig
 from cache_builder.documents import Advance
 from cache_builder.lock import BuildLock
+from cache_builder.shard_writer import ShardWriter
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location
 from specauf.cache.reader import TARGET
@@ -73,8 +74,8 @@ def _run(work: Build, advance: Advance) -> None:
     """
     config = work.config
     world = config.devices * config.num_nodes
-    module = _ShardModule(work, advance)
-    with _quiet_lightning():
+    with ShardWriter(work.write, beside=work.target.device.type == "cuda") as writer, _quiet_lightning():
+        module = _ShardModule(work, writer, advance)
         trainer = L.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
@@ -114,9 +115,9 @@ def require_all_done(ends: Sequence[tuple[str | None, bool]]) -> None:
 class _ShardModule(L.LightningModule):
     """Each prediction builds a shard. A rank that fails stays until the others are done, so that none waits for it."""
 
-    def __init__(self, work: Build, advance: Advance) -> None:
+    def __init__(self, work: Build, writer: ShardWriter, advance: Advance) -> None:
         super().__init__()
-        self.work, self.advance = work, advance
+        self.work, self.writer, self.advance = work, writer, advance
         self.codec: FeatureCodec | None = None
         self.error: str | None = None
         self.interrupted = False
@@ -131,10 +132,21 @@ class _ShardModule(L.LightningModule):
         """Build one shard."""
         if self.error is not None or self.interrupted:
             return
-        try:
+        with self._ends():
             if self.codec is None:
                 self.codec = load_codec(self.work.config.out, self.work.identity)
-            self.work.build_shard(int(number), self.codec, self.advance)
+            self.writer(number, *self.work.make(int(number), self.advance), self.codec)
+
+    def on_predict_end(self) -> None:
+        """Wait for the last shard."""
+        with self._ends():
+            self.writer.finish()
+
+    @contextlib.contextmanager
+    def _ends(self) -> Iterator[None]:
+        """Keep what ends this rank's work, for `_run` to raise."""
+        try:
+            yield
         except UserError as error:
             self.error = str(error)
         except KeyboardInterrupt:

@@ -105,7 +105,7 @@ class FeatureEncoder:
         if codec.kind == "none":
             return {}
         if codec.kind == "bf16":
-            bits = features.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
+            bits = features.to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy().view(np.uint16)
             _require_finite(bool(((bits & _BF16_EXPONENT) != _BF16_EXPONENT).all()))
             return {"features": bits}
         scaled = features.to(self.device).float() / self._scale

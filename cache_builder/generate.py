@@ -68,6 +68,7 @@ def answer_all(
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     seeds = range(len(prompts)) if seeds is None else seeds
+    place = target.place_for_features(sum(map(len, prompts)) + len(prompts) * max_new_tokens) if features else None
     answers: dict[int, Answer] = {}
     cache: SlotCache | None = None
     prefix: Prefix | None = None
@@ -77,9 +78,9 @@ def answer_all(
         batch = [prompts[i] for i in numbers]
         if cache is None:
             cache = target.new_cache(len(batch), max(map(len, batch)) + max_new_tokens)
-            prefix = common_prefix(target, cache, prompts, features=features)
+            prefix = common_prefix(target, cache, prompts, place)
         uniforms = None if sampling is None else sampling.uniforms([seeds[i] for i in numbers], max_new_tokens)
-        work = _Batch(target, batch, cache, prefix, max_new_tokens, features)
+        work = _Batch(target, batch, cache, prefix, max_new_tokens, place)
         work.run(sampling, uniforms, advance)
         answers |= zip(numbers, work.answers(), strict=True)
     return [answers[i] for i in range(len(prompts))]
@@ -88,7 +89,8 @@ def answer_all(
 class _Batch:
     """One batch from prompts to answers.
 
-    Slot s works on prompt `slots[s]`; the first `live` slots are at work. Buffers are indexed by prompt.
+    Slot s works on prompt `slots[s]`; the first `live` slots are at work. Buffers are indexed by prompt. The taps are
+    kept at `place`; None for a cache without.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class _Batch:
         cache: SlotCache,
         prefix: Prefix | None,
         max_new_tokens: int,
-        features: bool,
+        place: torch.device | None,
     ) -> None:
         self.target, self.cache, self.prefix, self.max_new = target, cache, prefix, max_new_tokens
         self.lengths = torch.tensor([len(p) for p in prompts])
@@ -111,7 +113,7 @@ class _Batch:
         self.topk_logprobs = torch.zeros((count, max_new_tokens, target.k))
         # Half precision: every kind of storage keeps fewer bits than this.
         width = len(target.taps) * target.hidden_size
-        self.features = torch.zeros((count, room, width), dtype=torch.bfloat16) if features else None
+        self.features = None if place is None else torch.zeros((count, room, width), dtype=torch.bfloat16, device=place)
         self.made = torch.zeros(count, dtype=torch.int64)
         self.ended = torch.zeros(count, dtype=torch.bool)
         self.slots, self.live = torch.arange(count), count
@@ -173,7 +175,8 @@ class _Batch:
             features=self.features is not None,
         )
         if self.features is not None and step.features is not None:
-            self.features[self.slots[: self.live], positions] = step.features[:, 0].to(torch.bfloat16).cpu()
+            kept = step.features[:, 0].to(torch.bfloat16).to(self.features.device)
+            self.features[self.slots[: self.live], positions] = kept
         return step.hidden[:, 0]
 
     def _leave(self, over: Bool[Tensor, " live"], columns: int) -> Int[Tensor, " still_live"]:

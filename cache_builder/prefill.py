@@ -33,11 +33,12 @@ class Prefix:
 
 
 def common_prefix(
-    target: Target, cache: SlotCache, prompts: Sequence[Int[np.ndarray, " _"]], *, features: bool
+    target: Target, cache: SlotCache, prompts: Sequence[Int[np.ndarray, " _"]], place: torch.device | None
 ) -> Prefix | None:
     """Run the tokens that all prompts begin with; None when they are too few.
 
-    Every prompt keeps at least its last token, whose hidden state the answer starts from.
+    Every prompt keeps at least its last token, whose hidden state the answer starts from. The taps go to `place`; None
+    when they are not wanted.
     """
     if len(prompts) < 2:
         return None
@@ -50,8 +51,8 @@ def common_prefix(
     ids = torch.from_numpy(heads[:1, :length]).to(target.device)
     cache.look(slice(0, 1), 0, 0)
     positions = torch.arange(length, device=target.device)[None]
-    step = target.forward(ids, None, positions, cache=cache, features=features)
-    kept = None if step.features is None else step.features[0].to(torch.bfloat16).cpu()
+    step = target.forward(ids, None, positions, cache=cache, features=place is not None)
+    kept = None if step.features is None or place is None else step.features[0].to(torch.bfloat16).to(place)
     return Prefix(length, cache.take(0, slice(0, length)), kept)
 
 
@@ -96,7 +97,7 @@ def prefill(
         step = target.forward(ids, mask, sources.to(target.device), cache=cache, features=features is not None)
         last.append(step.hidden[:, -1])
         if features is not None and step.features is not None:
-            kept = step.features.to(torch.bfloat16).cpu()
+            kept = step.features.to(torch.bfloat16).to(features.device)
             for row, start in enumerate(positions[:, 0].tolist()):
                 features[rows.start + row, max(0, start) : counts[row]] = kept[row, max(0, -start) :]
     return torch.cat(last)

@@ -32,6 +32,7 @@ def read_all(
         For each document, in order: ids and log-probabilities of the rows before its supervised tokens, and features.
     """
     order = sorted(range(len(documents)), key=lambda i: (len(documents[i][0]), i))
+    place = target.place_for_features(sum(len(tokens) for tokens, _ in documents))
     results: dict[int, tuple[np.ndarray, np.ndarray, Tensor | None]] = {}
     for numbers in batches(order, [len(tokens) for tokens, _ in documents], batch_tokens):
         width = max(len(documents[i][0]) for i in numbers)
@@ -45,7 +46,7 @@ def read_all(
         index = torch.tensor(where, dtype=torch.int64, device=target.device).reshape(-1, 2)
         best, logprobs = (t.cpu() for t in target.topk(step.hidden[index[:, 0], index[:, 1]]))
         counts = [int(documents[i][1].sum()) for i in numbers]
-        kept = None if step.features is None else step.features.to(torch.bfloat16).cpu()
+        kept = None if step.features is None else step.features.to(torch.bfloat16).to(place)
         for row, (i, some, values) in enumerate(
             zip(numbers, best.int().split(counts), logprobs.split(counts), strict=True)
         ):

@@ -18,6 +18,8 @@ from specauf.drafters.attention import BlockLayout
 
 TILE = 128
 """Rows and columns of a tile; lengths are padded to a multiple."""
+LEAST_WIDTH = 16
+"""Of a head, on CUDA; narrower ones, as tiny models for tests have them, are padded with zeros."""
 
 
 @cache
@@ -51,10 +53,14 @@ class FlexAttend:
         blocks, queries, heads, head_dim = query.shape
         tokens, block = len(context_key), block_key.shape[1]
         # Blocks start at a whole tile, so that the tiles of the context depend on the context alone.
-        room = _whole(tokens)
-        key = torch.cat([_padded(context_key, room), _padded(block_key.flatten(0, 1), _whole(blocks * block))])
-        value = torch.cat([_padded(context_value, room), _padded(block_value.flatten(0, 1), _whole(blocks * block))])
-        rows = _padded(query.flatten(0, 1), _whole(blocks * queries))
+        room, wide = _whole(tokens), max(head_dim, LEAST_WIDTH)
+        key, value = (
+            torch.cat([_padded(context, room, wide), _padded(own.flatten(0, 1), _whole(blocks * block), wide)])
+            for context, own in ((context_key, block_key), (context_value, block_value))
+        )
+        # The kernel divides by the square root of the padded width.
+        scaled = query if wide == head_dim else query * (wide / head_dim) ** 0.5
+        rows = _padded(scaled.flatten(0, 1), _whole(blocks * queries), wide)
         out = self.kernel(
             rows.transpose(0, 1)[None],
             key.transpose(0, 1)[None],
@@ -62,7 +68,7 @@ class FlexAttend:
             block_mask=self._mask(queries, block, room),
             enable_gqa=heads != block_key.shape[2],
         )
-        return out[0].transpose(0, 1)[: blocks * queries].view(blocks, queries, heads, head_dim)
+        return out[0].transpose(0, 1)[: blocks * queries, :, :head_dim].reshape(blocks, queries, heads, head_dim)
 
     def _mask(self, queries: int, block: int, room: int) -> BlockMask:
         """The block mask for some queries a block; layers share it."""
@@ -135,5 +141,5 @@ def _whole(length: int) -> int:
     return -(-length // TILE) * TILE
 
 
-def _padded(x: Float[Tensor, "rows heads head_dim"], rows: int) -> Float[Tensor, "padded heads head_dim"]:
-    return F.pad(x, (0, 0, 0, 0, 0, rows - len(x)))
+def _padded(x: Float[Tensor, "rows heads head_dim"], rows: int, wide: int) -> Float[Tensor, "padded heads wide"]:
+    return F.pad(x, (0, wide - x.shape[-1], 0, 0, 0, rows - len(x)))

@@ -15,11 +15,11 @@ STARTS = [0, 0, 40, 40, 47, 47, 47, 47]
 LENGTHS = [0, 39, 1, 6, 0, 77, 128, 149]
 
 
-def inputs(queries: int, block: int, kv_heads: int, device: str = "cpu", dtype: torch.dtype = torch.float32):
+def inputs(queries: int, block: int, kv_heads: int, device: str = "cpu", width: int = 16):
     generator = torch.Generator().manual_seed(queries)
-    shapes = [(8, queries, 4, 16), (197, kv_heads, 16), (197, kv_heads, 16), (8, block, kv_heads, 16)]
+    shapes = [(8, queries, 4, width), *[(197, kv_heads, width)] * 2, (8, block, kv_heads, width)]
     tensors = [torch.randn(*shape, generator=generator) for shape in [*shapes, shapes[-1]]]
-    return [t.to(device, dtype).requires_grad_() for t in tensors]
+    return [t.to(device).requires_grad_() for t in tensors]
 
 
 def layout(device: str = "cpu") -> BlockLayout:
@@ -40,10 +40,11 @@ def plain(query, context_key, context_value, block_key, block_value):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("width", [8, 16, 24])
 @pytest.mark.parametrize(("queries", "block", "kv_heads"), [(6, 6, 2), (5, 6, 2), (5, 6, 4), (31, 32, 1)])
-def test_both_agree_with_the_plain_sum(queries: int, block: int, kv_heads: int):
+def test_both_agree_with_the_plain_sum(queries: int, block: int, kv_heads: int, width: int):
     with torch.no_grad():
-        given = inputs(queries, block, kv_heads)
+        given = inputs(queries, block, kv_heads, width=width)
         expected = plain(*given)
         torch.testing.assert_close(SdpaAttend(layout())(*given), expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(FlexAttend(layout(), flex_attention)(*given), expected, atol=1e-5, rtol=0)
@@ -102,12 +103,12 @@ def test_either_attention_may_be_asked_for():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.gpu
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_compiled_flex_attention_agrees_with_sdpa_and_so_do_the_gradients(kv_heads: int):
+@pytest.mark.parametrize(("kv_heads", "width"), [(1, 16), (2, 16), (4, 16), (2, 8), (2, 24)])
+def test_compiled_flex_attention_agrees_with_sdpa_and_so_do_the_gradients(kv_heads: int, width: int):
     assert isinstance(training_attend(layout("cuda")), FlexAttend)
     results = []
     for attend in (SdpaAttend(layout("cuda")), FlexAttend(layout("cuda"))):
-        given = inputs(15, 16, kv_heads, "cuda")
+        given = inputs(15, 16, kv_heads, "cuda", width)
         out = attend(*given)
         out.square().sum().backward()
         results.append([out, *(t.grad for t in given)])

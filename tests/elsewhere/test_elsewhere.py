@@ -3,26 +3,29 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+WHOLE_RUNS = ["training", pytest.param("more_training", marks=pytest.mark.slow), "waiting", "decoding", "building"]
 
-# By version, for a newer torch in which such devices are made otherwise must fail here and not pass by.
-@pytest.mark.skipif(torch.__version__ < (2, 13), reason="devices are written in Python from torch 2.13 on")
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        "it_is_a_device",
-        "training",
-        pytest.param("more_training", marks=pytest.mark.slow),
-        "waiting",
-        "decoding",
-        "building",
-    ],
-)
-def test_the_numbers_elsewhere_are_those_of_the_cpu(scenario, tmp_path):
-    words = [sys.executable, "-m", "tests.elsewhere.scenarios", scenario, str(tmp_path)]
+
+def run(scenario: str, folder: Path, *device: str) -> None:
+    words = [sys.executable, "-m", "tests.elsewhere.scenarios", scenario, str(folder), *device]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+# By version, for a newer torch in which such devices are made otherwise must fail here and not pass by.
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="devices are written in Python from torch 2.13 on")
+@pytest.mark.parametrize("scenario", ["it_is_a_device", *WHOLE_RUNS])
+def test_the_numbers_elsewhere_are_those_of_the_cpu(scenario, tmp_path):
+    run(scenario, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scenario", WHOLE_RUNS)
+def test_the_numbers_on_a_gpu_are_those_of_the_cpu(scenario, tmp_path):
+    run(scenario, tmp_path, "cuda")
