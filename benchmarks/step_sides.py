@@ -241,8 +241,13 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {form: [] for form in args.forms}
     for number in range(args.rounds):
         for form in args.forms:
-            print(f"round {number + 1} of {args.rounds}: {FORMS[form]}", file=sys.stderr, flush=True)
-            found[form].append(run(form, args))
+            row = run(form, args)
+            found[form].append(row)
+            print(
+                f"{number + 1}/{args.rounds} {FORMS[form]}: {row['seconds']:.3f} s, {row['peak_mib']:,.0f} MiB",
+                file=sys.stderr,
+                flush=True,
+            )
             gc.collect()
             if args.device == "cuda":
                 torch.cuda.empty_cache()

@@ -170,6 +170,19 @@ def more_training(folder: Path) -> None:
     trained_alike(folder, write_tiny_cache(folder / "cache"), MORE_TRAININGS)
 
 
+def mixed_precision(folder: Path) -> None:
+    """Half precision trains about as well; for a GPU, whose kernels are others than the CPU's."""
+    cache = write_tiny_cache(folder / "cache")
+    for drafter in ("dflash", "domino"):
+        for precision in ("32-true", "bf16-mixed", "16-mixed"):
+            words = (*THERE, "--model.loss=auf-kl", f"--model.drafter={drafter}", f"--trainer.precision={precision}")
+            with elsewhere():
+                assert fit_here(cache, folder / drafter / precision, *words, "--trainer.max_epochs=2") == 0
+        exact, *halves = (list(logged(folder / drafter / p).values()) for p in ("32-true", "bf16-mixed", "16-mixed"))
+        for half in halves:
+            assert half == pytest.approx(exact, rel=0.05)
+
+
 def trained_alike(folder: Path, cache: Path, trainings: list[tuple[str, ...]]) -> None:
     """Train for an epoch here and elsewhere, and compare what was logged."""
     for number, options in enumerate(trainings):
@@ -204,7 +217,8 @@ def waiting(folder: Path) -> None:
                 out.summary()
                 assert 0 < waited() <= most + 1, (waited(), waits)
             assert out.correct.cpu().all()
-            assert out.numerator.item() == pytest.approx(expected.numerator.item(), rel=1e-5)
+            # The divergence from a teacher that is the draft itself is nothing but rounding.
+            assert out.numerator.item() == pytest.approx(expected.numerator.item(), rel=1e-5, abs=1e-3 if CUDA else 0)
 
 
 def decoding(folder: Path) -> None:
@@ -257,13 +271,14 @@ def building(folder: Path) -> None:
                 mine, theirs = (open_cache(w.out).document(n) for w in (here, there))
                 assert np.array_equal(mine.tokens, theirs.tokens)
                 if here.features != "sketch":  # whose basis was fitted on either side
-                    torch.testing.assert_close(mine.features, theirs.features, rtol=0.02, atol=0.02)
+                    error = (mine.features - theirs.features).abs().mean()
+                    assert error < 1e-3 * mine.features.abs().mean()
         else:
             assert digests(Path(there.out)) == digests(Path(here.out))
 
 
 SCENARIOS: dict[str, Callable[[Path], None]] = {
-    f.__name__: f for f in (it_is_a_device, training, more_training, waiting, decoding, building)
+    f.__name__: f for f in (it_is_a_device, training, more_training, mixed_precision, waiting, decoding, building)
 }
 
 if __name__ == "__main__":

@@ -26,6 +26,6 @@ def test_the_numbers_elsewhere_are_those_of_the_cpu(scenario, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("scenario", WHOLE_RUNS)
+@pytest.mark.parametrize("scenario", [*WHOLE_RUNS, "mixed_precision"])
 def test_the_numbers_on_a_gpu_are_those_of_the_cpu(scenario, tmp_path):
     run(scenario, tmp_path, "cuda")
