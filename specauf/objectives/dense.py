@@ -54,14 +54,17 @@ def read_rows(
     """
     greedy = logits.argmax(-1)
     wide = torch.promote_types(logits.dtype, torch.float32)
-    softmax = logits if overwrite and logits.dtype == wide else logits.to(wide, copy=True)
-    top = softmax.gather(-1, greedy[:, None])
-    label = softmax.gather(-1, labels[:, None]) - top
-    head = None if teacher_ids is None else softmax.gather(-1, teacher_ids) - top
-    softmax.sub_(top).exp_()
-    total = softmax.sum(-1, keepdim=True)
-    softmax.div_(total)
-    log_total = total.log()
+    top = logits.gather(-1, greedy[:, None]).to(wide)
+    label = logits.gather(-1, labels[:, None]).to(wide) - top
+    head = None if teacher_ids is None else logits.gather(-1, teacher_ids).to(wide) - top
+    if logits.dtype == wide:
+        softmax = (logits if overwrite else logits.clone()).sub_(top).exp_()
+        total = softmax.sum(-1, keepdim=True)
+        softmax.div_(total)
+        log_total = total.log()
+    else:  # one kernel on a GPU, from half precision to whole, in place of five
+        softmax = logits.softmax(-1, dtype=wide)
+        log_total = -softmax.gather(-1, greedy[:, None]).log()
     if head is None:
         return DenseRows(greedy, (label - log_total)[:, 0], None, None, softmax)
     assert teacher_ids is not None

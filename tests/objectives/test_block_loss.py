@@ -201,15 +201,17 @@ def test_identity_head_leaves_the_rows_alone():
     torch.testing.assert_close(gradients(out, [rows]), gradients(plain, [rows]))
 
 
-def test_half_precision_logits_make_a_float32_loss():
-    rows, weight, targets = case(dtype=torch.bfloat16)
-    objective = Objective(Uniform(), CrossEntropy())
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("divergence", [CrossEntropy(), ForwardKL(), LKHybrid()])
+def test_half_precision_logits_make_a_float32_loss(half, divergence):
+    rows, weight, targets = case(k=5, dtype=half)
+    objective = Objective(Uniform(), divergence)
     head = linear(weight)
     out, plain = block_loss(rows, head, targets, objective), objective.loss(head(rows), targets)
     assert out.numerator.dtype == torch.float32
     torch.testing.assert_close(out.numerator, plain.numerator, rtol=1e-5, atol=1e-5)
     (got,), (expected,) = gradients(out, [rows]), gradients(plain, [rows])
-    assert got.dtype == torch.bfloat16
+    assert got.dtype == half
     assert (got - expected).float().norm() < 0.02 * expected.float().norm()
 
 
