@@ -97,6 +97,9 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="specauf-answers-") as place,
         progress("answers", float(args.rounds), unit="rounds", initial=0.0) as advance,
     ):
+        brief = argparse.Namespace(**vars(args) | {"new": 2})
+        build(target, prompts[: args.batch], spec, str(Path(place, "warm")), brief)
+        generate(target, prompts[: args.batch], brief)
         for number in range(args.rounds):
             folder = str(Path(place, str(number)))
             sides = {
