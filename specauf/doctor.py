@@ -98,7 +98,7 @@ def examine(*, ask_hub: bool = True) -> Findings:
 def _look_at_torch(found: Findings) -> None:
     import torch
 
-    from specauf.linear import AVAILABLE
+    from specauf.linear import AVAILABLE, bfloat16_is_fast
 
     found.machine["torch_threads"] = torch.get_num_threads()
     found.devices = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
@@ -108,6 +108,8 @@ def _look_at_torch(found: Findings) -> None:
     found.products = "oneDNN" if AVAILABLE else "torch's own"
     if found.devices == ["cpu"]:
         found.notes.append("no GPU: SmolLM2 is fine, targets of billions of parameters are too slow to cache")
+    if not bfloat16_is_fast("cpu"):
+        found.notes.append("this CPU has no instructions for bfloat16: give targets dtype float32")
 
 
 def _look_at_reading(found: Findings) -> None:

@@ -42,6 +42,15 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def bfloat16_is_fast(device: torch.device | str) -> bool:
+    """Whether products in bfloat16 take less time than in float32: on all devices but CPUs without AVX-512 or its like.
+
+    There they take several times to a hundred times as long.
+    """
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    return torch.device(device).type != "cpu" or bool(supported())
+
+
 def use_onednn(model: nn.Module) -> None:
     """Turn a model's plain `nn.Linear` layers into `Linear`, in place, and keep frozen weights in oneDNN's own layout.
 

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from specauf.linear import bfloat16_is_fast
+
 # Longer ones are a vocabulary's rows (Domino's second projection), which Muon is not for.
 _LONGEST = 16
 # Of Jordan's quintic iteration, which takes singular values from 0 to 1 to about 0.7 to 1.2 in so many steps.
@@ -20,7 +22,7 @@ def orthogonalised(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows
 
     In bfloat16, as published; in float32 on CPUs without instructions for the former, where it takes 80 times as long.
     """
-    x = matrix.to(torch.bfloat16 if _bfloat16_is_fast(matrix.device) else torch.float32)
+    x = matrix.to(torch.bfloat16 if bfloat16_is_fast(matrix.device) else torch.float32)
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
     x = x / x.norm().clamp(min=1e-7)
     a, b, c = _COEFFICIENTS
@@ -28,11 +30,6 @@ def orthogonalised(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if matrix.shape[0] > matrix.shape[1] else x
-
-
-def _bfloat16_is_fast(device: torch.device) -> bool:
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    return device.type != "cpu" or bool(supported())
 
 
 class Muon(Optimizer):

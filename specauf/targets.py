@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,12 @@ import yaml
 from specauf.command import CommandParser
 from specauf.configs import find_config, known_configs
 from specauf.errors import UserError
-from specauf.linear import use_onednn
+from specauf.linear import bfloat16_is_fast, use_onednn
 from specauf.loading_errors import one_line_errors
 
 # A hub repository is pinned by its commit; weights on disk by these many bytes of each end of every file.
 FINGERPRINT_BYTES = 1 << 20
+LARGE = 10_000_000  # parameters from which a slow type is worth a word
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,12 @@ def load_target(config: TargetConfig, *, device: torch.device | str = "cpu") -> 
         if config.gguf_file is not None:
             model = _plain(model)
     model.to(device).eval().requires_grad_(False)
+    if config.dtype == "bfloat16" and model.num_parameters() >= LARGE and not bfloat16_is_fast(device):
+        print(
+            f"target {config.name} computes in bfloat16, for which this CPU has no instructions: "
+            "with dtype float32 it takes a fraction of the time",
+            file=sys.stderr,
+        )
     use_onednn(model)
     return model, load_tokenizer(config)
 

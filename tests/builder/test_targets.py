@@ -97,6 +97,19 @@ def test_a_local_directory_loads_and_its_weights_are_fingerprinted(tiny_target_d
 
 
 @pytest.mark.parametrize(
+    ("dtype", "large", "fast", "said"),
+    [("bfloat16", 1, False, True), ("bfloat16", 1, True, False), ("bfloat16", 10**7, False, False),
+     ("float32", 1, False, False)],
+)  # fmt: skip
+def test_a_type_that_a_cpu_is_slow_in_is_named(tiny_target_dir, dtype, large, fast, said, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("specauf.targets.LARGE", large)
+    monkeypatch.setattr("specauf.targets.bfloat16_is_fast", lambda device: fast)
+    load_target(TargetConfig(name="tiny", model=str(tiny_target_dir), dtype=dtype))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "bfloat16" in line]
+    assert len(lines) == said
+
+
+@pytest.mark.parametrize(
     ("token", "message"),
     [
         (None, "mask_token is not set"),

@@ -28,7 +28,7 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 
 
 def test_each_parameter_moves_as_its_own_optimizer_says(monkeypatch) -> None:
-    monkeypatch.setattr("specauf.optimizers._bfloat16_is_fast", lambda device: True)  # torch's knows nothing else
+    monkeypatch.setattr("specauf.optimizers.bfloat16_is_fast", lambda device: True)  # torch's knows nothing else
     ours, theirs = model(), model()
     run(ours, MuonAdamW(ours.parameters(), lr=0.01, weight_decay=0.1), steps=5)
     muon = torch.optim.Muon([theirs["matrix"]], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
@@ -64,7 +64,7 @@ def spectrum(matrix: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (1, 7), (40, 40)])
 @pytest.mark.parametrize("fast", [False, True])
 def test_singular_vectors_stay_and_values_come_near_one(shape, fast, monkeypatch) -> None:
-    monkeypatch.setattr("specauf.optimizers._bfloat16_is_fast", lambda device: fast)
+    monkeypatch.setattr("specauf.optimizers.bfloat16_is_fast", lambda device: fast)
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     out = orthogonalised(matrix)
@@ -82,7 +82,7 @@ def test_singular_vectors_stay_and_values_come_near_one(shape, fast, monkeypatch
 def test_without_fast_bfloat16_the_step_is_that_of_float32(monkeypatch) -> None:
     steps = []
     for fast in (False, True):
-        monkeypatch.setattr("specauf.optimizers._bfloat16_is_fast", lambda device, fast=fast: fast)
+        monkeypatch.setattr("specauf.optimizers.bfloat16_is_fast", lambda device, fast=fast: fast)
         moved = model()
         run(moved, MuonAdamW(moved.parameters(), lr=0.01), steps=5)
         steps.append(moved["matrix"] - model()["matrix"])
