@@ -40,6 +40,7 @@ FORMS = {
     "peer": "speculators, decay",
     "peer_given": "speculators, labels given",
 }
+SLOW = 10.0  # seconds of a step that compiles, of which one wants to hear
 TAPS, LAYERS, GAMMA = (1, 7, 14, 20, 27), 30, 7.0
 Step = Callable[[], Tensor]
 
@@ -202,12 +203,14 @@ def run(form: str, args: argparse.Namespace) -> dict[str, Any]:
         optimizer.step()
         return value
 
-    for _ in range(args.warm_up + args.repeat):
+    for number in range(args.warm_up + args.repeat):
         wall, processor = time.perf_counter(), time.process_time()
         value = step()
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - wall)
+        if number < args.warm_up and seconds[-1] > SLOW:
+            print(f"{FORMS[form]}: step {number + 1} took {seconds[-1]:.0f} s", file=sys.stderr, flush=True)
         used.append(time.process_time() - processor)
     gradient = torch.nn.utils.get_total_norm(p.grad for p in drafter.parameters() if p.grad is not None)
     found = {

@@ -94,14 +94,14 @@ class Target:
         return frozenset(int(i) for i in [*found, self.tokenizer.eos_token_id] if i is not None)
 
     def place_for_features(self, tokens: int) -> torch.device:
-        """Where so many tokens' features wait until they are stored: here, while they take a quarter of what is free.
+        """Where so many tokens' features wait until they are stored: here, while they take an eighth of what is free.
 
         A large target's are 40 kB a token: on their way to the host and back they would take as long as its pass.
         """
         if self.device.type == "cuda":
             cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             free = torch.cuda.mem_get_info(self.device)[0] + cached
-            if 4 * tokens * len(self.taps) * self.hidden_size * torch.bfloat16.itemsize > free:
+            if 8 * tokens * len(self.taps) * self.hidden_size * torch.bfloat16.itemsize > free:
                 return torch.device("cpu")
         return self.device
 

@@ -45,10 +45,13 @@ class Linear(nn.Linear):
 def bfloat16_is_fast(device: torch.device | str) -> bool:
     """Whether products in bfloat16 take less time than in float32: on all devices but CPUs without AVX-512 or its like.
 
-    There they take several times to a hundred times as long.
+    There they take several times to a hundred times as long. GPUs older than Ampere only emulate them.
     """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    return torch.device(device).type != "cpu" or bool(supported())
+    return kind != "cpu" or bool(supported())
 
 
 def use_onednn(model: nn.Module) -> None:

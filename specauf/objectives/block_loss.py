@@ -123,15 +123,18 @@ class _Run:
         slots = self.prefix.shape[1]
         fill = ROWS_AT_LEAST if self.rows.device.type == "cpu" else ROWS_AT_LEAST_ON_GPU
         alive = self.prefix[:, 0].nonzero()[:, 0]
-        at = 0
+        at, tried = 0, 1
         while at < slots and len(alive):
-            width = min(slots - at, max(1, fill // len(alive)))
+            width = min(slots - at, max(tried, fill // len(alive)))
             for some in alive.split(max(1, max_rows // width)):
                 self.visit(some, at, at + width, whole=False, none_missing=width == 1)
             passed = self.correct[alive, at : at + width].all(-1)
             at += width
             if at < slots:
-                alive = alive[passed & self.prefix[alive, at]]
+                left = alive[passed & self.prefix[alive, at]]
+                # While no block fails, twice as many slots each time: else the head would be read once a slot.
+                tried = 2 * width if len(left) == len(alive) else 1
+                alive = left
 
     def visit(self, blocks: Tensor, start: int, stop: int, *, whole: bool, none_missing: bool = False) -> None:
         """Head, loss and gradient of slots start..stop-1 of some blocks.

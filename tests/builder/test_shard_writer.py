@@ -122,8 +122,8 @@ def test_a_full_disk_ends_a_build_that_writes_beside_and_it_goes_on_later(tiny_t
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("free", "cached", "place"), [(639, 0, "cpu"), (640, 0, "cuda:1"), (600, 40, "cuda:1")])
-def test_features_stay_on_a_gpu_while_they_take_a_quarter_of_what_is_free(free, cached, place, monkeypatch):
+@pytest.mark.parametrize(("free", "cached", "place"), [(1279, 0, "cpu"), (1280, 0, "cuda:1"), (1240, 40, "cuda:1")])
+def test_features_stay_on_a_gpu_while_they_take_an_eighth_of_what_is_free(free, cached, place, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**6))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: cached + 7)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 7)

@@ -145,6 +145,28 @@ def test_auf_runs_the_head_on_living_slots_only():
     assert support <= head.forwarded <= support + 2 * 16
 
 
+def test_while_no_block_fails_ever_more_slots_are_tried_at_once():
+    targets, _ = random_targets(40, 15, VOCAB)
+    targets.valid[:] = True
+    rows = torch.nn.functional.one_hot(targets.labels, VOCAB).double().requires_grad_()
+    objective = Objective(AcceptUntilFail(), CrossEntropy())
+    for failing, calls in ((None, [1, 2, 4, 8]), (4, [1, 2, 4, 1, 2, 4, 1])):
+        sizes = []
+
+        def head(x, sizes=sizes):
+            if len(x):
+                sizes.append(len(x))
+            return 1.0 * x
+
+        targets.labels[0] = rows[0].argmax(-1)
+        if failing is not None:
+            targets.labels[0, failing] += 1 - 2 * (targets.labels[0, failing] == VOCAB - 1)
+        out = block_loss(rows, head, targets, objective, chunk_blocks=100)
+        alive = [40] * 3 + [39] * 9 if failing is not None else [40] * 4
+        assert sizes == [a * c for a, c in zip(alive, calls, strict=False)]
+        assert_equal(out, objective.loss(rows, targets), 1e-12)
+
+
 @pytest.mark.parametrize("name", ["decay", "auf"])
 def test_the_largest_call_does_not_grow_with_the_blocks(name):
     rows, weight, targets = case()
