@@ -24,7 +24,7 @@ ARGS ?=
 config = $(if $(filter %.yaml %.yml,$(2)),$(2),configs/$(1)/$(2).yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cache train sweep eval export report test test-slow lint hooks docs wheel bench study
+.PHONY: help setup demo cache train sweep eval export report test test-slow lint hooks docs wheel bench bench-gpu study
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,3 +99,14 @@ study: setup ## train and decode every loss of studies/STUDY.yaml (default: redu
 bench: setup ## every benchmark; some need the demo's cache and drafter
 	for name in read build answers loss step step_peer scale imports cache_size real_run; do $(BIN)/python -m benchmarks.$$name $$(test $$name != cache_size || echo caches/demo) || exit 1; done
 	$(BIN)/python -m benchmarks.decode runs/demo/auf
+
+# A 5-layer drafter of Qwen3-8B's sizes, and a target of Llama-3-8B's.
+GPU := --device cuda --dtype bfloat16
+bench-gpu: setup ## the tests and benchmarks of a CUDA GPU, figures into build/gpu; decoding needs the demo's drafter
+	mkdir -p build/gpu
+	$(BIN)/python -m pytest -q -m gpu
+	$(BIN)/python -m benchmarks.step_peer $(GPU) --blocks 512 --length 8192 --document 1024 --vocab 151936 --hidden 4096 --heads 32 --kv-heads 8 \
+	  --intermediate 12288 --layers 5 --chunk 128 --warm-up 3 --repeat 6 --json build/gpu/step.json
+	$(BIN)/python -m benchmarks.build $(GPU) --target random-llama-3-8b --documents 128 --length 2048 --shards 8 --batch-tokens 8192 --rounds 3 --threads 8 --json build/gpu/build.json
+	$(BIN)/python -m benchmarks.answers $(GPU) --target random-llama-3-8b --length 512 --batch 64 --threads 8 --json build/gpu/answers.json
+	$(BIN)/python -m benchmarks.decode runs/demo/auf $(GPU)

@@ -66,9 +66,22 @@ def _fit(sample: Float[Tensor, "tokens features"], kind: FeatureKind, taps: int,
     z = x / scale.double()
     # The drafter norms what `fc` gives, so only a row's direction matters to it.
     z = z / z.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-    _, vectors = torch.linalg.eigh(z.T @ z)
-    basis = vectors[:, -rank:].flip(-1).float().contiguous()
-    return FeatureCodec(kind, taps, scale.numpy(), basis.numpy())
+    return FeatureCodec(kind, taps, scale.numpy(), principal(z, rank).float().contiguous().numpy())
+
+
+def principal(z: Float[Tensor, "tokens features"], rank: int) -> Float[Tensor, "features rank"]:
+    """Orthonormal columns along which the rows are longest, the longest first.
+
+    Args:
+        z: rows.
+        rank: columns wanted, at most tokens and features.
+    """
+    if z.shape[0] >= z.shape[1]:
+        return torch.linalg.eigh(z.T @ z).eigenvectors[:, -rank:].flip(-1)
+    # The smaller of the two Gram matrices says the same: a large target has more features than the fit has tokens, and
+    # the time grows with the third power.
+    of_rows = torch.linalg.eigh(z @ z.T).eigenvectors[:, -rank:].flip(-1)
+    return torch.linalg.qr(z.T @ of_rows).Q
 
 
 def _without_sinks(x: Float[Tensor, "tokens features"], taps: int) -> Float[Tensor, "kept features"]:

@@ -149,7 +149,7 @@ def load_target(config: TargetConfig, *, device: torch.device | str = "cpu") -> 
     model.to(device).eval().requires_grad_(False)
     if config.dtype == "bfloat16" and model.num_parameters() >= LARGE and not bfloat16_is_fast(device):
         print(
-            f"target {config.name} computes in bfloat16, for which this {device.type.upper()} device has no instructions: "
+            f"target {config.name} computes in bfloat16, for which this device ({device.type}) has no instructions: "
             "with dtype float32 it takes a fraction of the time",
             file=sys.stderr,
         )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache_builder.features import encode_features, fit_features, reconstruction_error
+from cache_builder.features import encode_features, fit_features, principal, reconstruction_error
 from specauf.cache import fold_sketch
 from specauf.errors import UserError
 
@@ -65,6 +65,25 @@ def test_basis_is_orthonormal_and_scales_are_positive():
     assert codec.channel_scale is not None
     np.testing.assert_allclose(codec.basis.T @ codec.basis, np.eye(RANK), atol=1e-5)
     assert (codec.channel_scale > 0).all()
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(60, 40), (40, 60), (40, 40), (1, 5)])
+def test_the_basis_is_that_of_the_singular_values_for_few_and_for_many_tokens(tokens, width):
+    z = torch.from_numpy(np.random.default_rng(0).normal(size=(tokens, width)))
+    _, _, right = torch.linalg.svd(z, full_matrices=False)
+    least = min(tokens, width)
+    for rank in {1, min(3, least), least}:
+        found = principal(z, rank)
+        assert found.shape == (width, rank)
+        torch.testing.assert_close((found.T @ right[:rank].T).abs(), torch.eye(rank, dtype=z.dtype), atol=1e-8, rtol=0)
+
+
+def test_the_basis_of_rows_that_repeat_is_orthonormal_all_the_same():
+    z = torch.ones(4, 9, dtype=torch.float64)
+    z[2:, 0] = -1
+    found = principal(z, 4)
+    torch.testing.assert_close(found.T @ found, torch.eye(4, dtype=z.dtype), atol=1e-10, rtol=0)
+    torch.testing.assert_close(found[:, :2] @ found[:, :2].T @ z.T, z.T, atol=1e-10, rtol=0)
 
 
 def test_folding_gives_the_same_outputs():
