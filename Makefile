@@ -14,6 +14,8 @@ LOSS ?=
 LOSSES ?= decay auf
 SEEDS ?= 0 1 2
 STUDY ?= reduced
+# Processes that share the tests.
+JOBS ?= 2
 DRAFTER ?=
 INIT ?=
 CACHE ?= $(shell ls -td caches/*/ 2>/dev/null | head -n 1)
@@ -74,7 +76,7 @@ report: setup ## Markdown, HTML and plots of RUN's evaluation
 	$(BIN)/specauf report $(RUN) $(ARGS)
 
 test: setup ## the fast tests, as CI runs them
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 test-slow: setup ## the fast tests and those that need SmolLM2 or minutes
 	$(BIN)/python -m pytest -q -m 'not gpu'

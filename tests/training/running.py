@@ -30,17 +30,16 @@ def validate_here(cache: Path, run: Path, *options: str) -> int:
 
 
 def _here(words: list[str]) -> int:
-    argv, seed = sys.argv, os.environ.get("PL_GLOBAL_SEED")
+    # A strategy says in the environment which rank this is, and a later test's processes would believe it.
+    argv, environment = sys.argv, dict(os.environ)
     try:
         return main(words)
     finally:
         sys.argv = argv
         if torch.distributed.is_initialized():  # by a strategy, which would leave it to the next test
             torch.distributed.destroy_process_group()
-        if seed is None:
-            os.environ.pop("PL_GLOBAL_SEED", None)
-        else:
-            os.environ["PL_GLOBAL_SEED"] = seed
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 def fit(cache: Path, run: Path, *options: str, code: str | None = None) -> subprocess.CompletedProcess:
