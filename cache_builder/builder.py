@@ -301,6 +301,6 @@ def fit_codec(
         return FeatureCodec(kind, taps), []
     whole = torch.cat(list(parts))
     step = max(1, len(whole) // fit_tokens)
-    codec = fit_features(whole[::step][:fit_tokens].float().cpu(), kind, taps, rank)
-    unseen = whole[step // 2 :: 4 * step].float().cpu()
+    codec = fit_features(whole[::step][:fit_tokens].cpu().float(), kind, taps, rank)
+    unseen = whole[step // 2 :: 4 * step].cpu().float()
     return codec, reconstruction_error(unseen, codec)

@@ -107,7 +107,7 @@ def count_waits() -> Iterator[Callable[[], int]]:
 
 def it_is_a_device(folder: Path) -> None:
     """What would end a run on a GPU ends one here."""
-    with elsewhere():
+    with Elsewhere():
         x = torch.arange(6.0, device=DEVICE)
         assert x.device == DEVICE
         assert (x * 2 + torch.tensor(1.0)).tolist() == [1, 3, 5, 7, 9, 11]
@@ -197,27 +197,36 @@ def trained_alike(folder: Path, cache: Path, trainings: list[tuple[str, ...]]) -
 
 
 def waiting(folder: Path) -> None:
-    """AUF asks the device for numbers once a slot, to know which blocks are left, and decay once for all of them."""
-    blocks, slots, vocabulary, k = 20, 15, 50, 4
+    """How often AUF asks the device which blocks are left: once a slot where some fail in each, less where none does.
+
+    Decay looks once at all blocks.
+    """
+    blocks, slots, vocabulary, k = 260, 15, 50, 4
     rows, head = torch.randn(blocks, slots, 8), torch.nn.Linear(8, vocabulary, bias=False).requires_grad_(False)
     logits = head(rows)
     logprobs, ids = logits.log_softmax(-1).topk(k)
-    targets = BlockTargets(logits.argmax(-1), torch.ones(blocks, slots).bool(), ids, logprobs, logprobs.exp().sum(-1))
-    for objective, most in (
-        (Objective(AcceptUntilFail(), CrossEntropy()), slots),
-        (Objective(AcceptUntilFail(), ForwardKL()), slots),
-        (Objective(ExponentialDecay(4.0), CrossEntropy()), 1),
-        (Objective(Survival(), CrossEntropy()), 1),
+    right = logits.argmax(-1)
+    failing = right.clone()
+    failing.diagonal().copy_((failing.diagonal() + 1) % vocabulary)
+    auf, decay = AcceptUntilFail(), ExponentialDecay(4.0)
+    # None fails: the blocks that begin, then 1, 2, 4 and 8 slots, of which several together are listed first.
+    for labels, objective, times in (
+        (right, Objective(auf, CrossEntropy()), 7),
+        (right, Objective(auf, ForwardKL()), 7),
+        (failing, Objective(auf, CrossEntropy()), slots),
+        (right, Objective(decay, CrossEntropy()), 1),
+        (right, Objective(Survival(), CrossEntropy()), 1),
     ):
-        expected = block_loss(rows, head, targets, objective)
+        targets = BlockTargets(labels, torch.ones(blocks, slots).bool(), ids, logprobs, logprobs.exp().sum(-1))
+        expected = block_loss(rows, head, targets, objective, chunk_blocks=blocks)
         with elsewhere():
             there, far, given = copy.deepcopy(head).to(DEVICE), rows.to(DEVICE).requires_grad_(), targets.to(DEVICE)
             with count_waits() as waited:
-                out = block_loss(far, there, given, objective)
+                out = block_loss(far, there, given, objective, chunk_blocks=blocks)
                 out.numerator.backward()
                 out.summary()
-                assert 0 < waited() <= most + 1, (waited(), waits)
-            assert out.correct.cpu().all()
+                assert waited() == times or (CUDA and waited() <= times + 1), (times, waited(), waits)
+            assert (out.correct.cpu() == (labels == right))[out.seen.cpu()].all()
             # The divergence from a teacher that is the draft itself is nothing but rounding.
             assert out.numerator.item() == pytest.approx(expected.numerator.item(), rel=1e-5, abs=1e-3 if CUDA else 0)
 
