@@ -2,8 +2,8 @@
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from safetensors.numpy import load
@@ -228,6 +228,7 @@ def open_build(config: BuildConfig, *, device: torch.device | str = "cpu") -> Bu
     """
     if Location(config.out).is_file():
         raise UserError(f"{config.out} is a file, expected a directory for the cache: give another --out")
+    config = _at_the_commit_begun(config)
     plan = make_plan(config)
     model, tokenizer = load_target(config.target, device=device)
     target = Target(model, tokenizer, config.target, k=config.k)
@@ -239,6 +240,14 @@ def open_build(config: BuildConfig, *, device: torch.device | str = "cpu") -> Bu
     return Build(config, plan, target, maker, identity)
 
 
+def _at_the_commit_begun(config: BuildConfig) -> BuildConfig:
+    """A cache of a hub's target goes on at the commit it was begun with, wherever its branch is now."""
+    known = next(_begun(config.out), None)
+    if known is None or config.target.revision is not None or known.target.get("id") != config.target.model:
+        return config
+    return replace(config, target=replace(config.target, revision=known.target.get("revision")))
+
+
 # Beside these stand digests of what is in the files.
 _NAMES = {"corpus.name", "target.id"}
 
@@ -248,13 +257,7 @@ def _as_begun(out: str, identity: Identity) -> Identity:
 
     The cache goes on under that one.
     """
-    place = Location(out)
-    for name in (MANIFEST, IDENTITY):
-        try:
-            data = place.read(name)
-            found = open_sealed(data, name).identity if name == MANIFEST else from_json(Identity, data, name)
-        except (FileNotFoundError, NotADirectoryError, UserError):
-            continue  # `begin` says what is wrong
+    for found in _begun(out):
         names = _NAMES if "fingerprint" in identity.target else _NAMES - {"target.id"}
         differ = fields_that_differ(asdict(found), asdict(identity))
         if differ.keys() <= {"code_version"} | names:
@@ -265,6 +268,17 @@ def _as_begun(out: str, identity: Identity) -> Identity:
                 )
             return found
     return identity
+
+
+def _begun(out: str) -> Iterator[Identity]:
+    """What a cache that is there says of itself, in its manifest and where it was begun."""
+    place = Location(out)
+    for name in (MANIFEST, IDENTITY):
+        try:
+            data = place.read(name)
+            yield open_sealed(data, name).identity if name == MANIFEST else from_json(Identity, data, name)
+        except (FileNotFoundError, NotADirectoryError, UserError):
+            continue  # `begin` says what is wrong
 
 
 def load_codec(out: str, identity: Identity) -> FeatureCodec:

@@ -30,7 +30,7 @@ def make_identity(config: BuildConfig, plan: Plan, target: Target) -> Identity:
     """
     rank = config.sketch_rank or target.hidden_size
     return Identity(
-        target=target_identity(config.target, target.model),
+        target=target_identity(config.target),
         tokenizer_hash=tokenizer_hash(target.tokenizer),
         chat_template_hash=template_hash(target.tokenizer, config.target.template_options),
         vocab_size=target.vocab_size,

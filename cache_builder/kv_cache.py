@@ -60,6 +60,10 @@ class SlotLayer(CacheLayerMixin):
         """Columns before the pass."""
         return self.view.filled
 
+    def get_max_cache_shape(self) -> int:
+        """Unbounded, as far as attention is concerned."""
+        return -1
+
     def get_max_length(self) -> int:
         """Columns there is room for."""
         return self.columns

