@@ -96,6 +96,8 @@ def logit_gradient(
         assert tail_grad is not None
         assert known is not None
         head_grad = head_grad * known
+        # log_tail is constant where it clamps.
+        tail_grad = tail_grad * (rows.tail > log_tail(torch.zeros_like(rows.tail)))
         total += head_grad.sum(-1) + tail_grad
         # The head's entries are exactly 0 here, so that adding to them is exact even when q_tail is tiny.
         gradient.mul_((tail_grad * torch.exp(-rows.tail) - total)[:, None])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from specauf.data.batch import BlockTargets
 from specauf.drafters.base import Branch
+from specauf.errors import UserError
 from specauf.objectives.auf import AcceptUntilFail, ExclusiveCut, SoftTail
 from specauf.objectives.block_loss import block_loss
 from specauf.objectives.objective import LossOutput, Objective
@@ -38,6 +39,11 @@ def branch_losses(
         some = targets
         if branch.support == "base":
             assert base is not None, "the base branch comes first"
+            if _soft(objective.weighting):
+                raise UserError(
+                    "drafter.auf_on: shared found, but the loss's SoftTail leaves no slot out that could be shared; "
+                    "give base or own"
+                )
             some = only_on(targets, base)
         out = block_loss(
             branch.rows, branch.head, some, chosen, step=step, chunk_blocks=chunk_blocks, every_slot=every_slot
@@ -65,6 +71,12 @@ def only_on(targets: BlockTargets, weights: Tensor) -> BlockTargets:
         targets.teacher_logprobs,
         targets.head_mass,
     )
+
+
+def _soft(weighting: Weighting) -> bool:
+    if isinstance(weighting, WarmUp):
+        return _soft(weighting.before) or _soft(weighting.after)
+    return isinstance(weighting, SoftTail)
 
 
 def _uncut(weighting: Weighting) -> Weighting:

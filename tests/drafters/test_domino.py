@@ -93,6 +93,15 @@ def test_auf_cuts_the_final_branch_where_the_config_says(auf_on):
         assert not torch.equal(final.weights, base.weights)
 
 
+def test_a_tail_that_is_soft_cannot_be_shared():
+    drafter, vocabulary, batch, _ = blocks()
+    drafter.auf_on = "shared"
+    branches = drafter.branches(batch, vocabulary)
+    for weighting in (SoftTail(), WarmUp(ExponentialDecay(), SoftTail(), 10)):
+        with pytest.raises(UserError, match="auf_on: shared found"):
+            list(branch_losses(branches, batch.targets, Objective(weighting, CrossEntropy())))
+
+
 def _valid(out):
     return out.valid.sum(-1)
 

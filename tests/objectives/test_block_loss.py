@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from specauf.data.batch import BlockTargets
 from specauf.objectives import (
     AcceptUntilFail,
     CrossEntropy,
+    DPace,
     ExclusiveCut,
     ExpectedAcceptedLength,
     ExponentialDecay,
@@ -103,6 +105,28 @@ def test_chunked_equals_plain_with_a_teacher(divergence, weighting, trainable, m
     for got, expected in zip(gradients(out, leaves), gradients(plain, leaves), strict=True):
         assert expected.abs().max() > 1e-4
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("vocabulary", "gap"), [(6, 0.0), (50, 800.0)])
+@pytest.mark.parametrize("divergence", [ForwardKL(), LKHybrid(), ExpectedAcceptedLength()])
+def test_a_tail_of_the_drafter_that_is_zero_has_no_gradient(divergence, vocabulary, gap, dtype):
+    """The teacher's 6 tokens are the whole vocabulary, or all others lie too far below to have a probability."""
+    k = 6
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, SLOTS, vocabulary, generator=generator, dtype=dtype)
+    logits[..., k:] -= gap
+    probs, ids = (0.6 * torch.randn(3, SLOTS, k, generator=generator, dtype=dtype).softmax(-1)).sort(descending=True)
+    labels = ids[..., 0].clone()
+    targets = BlockTargets(labels, torch.ones(3, SLOTS).bool(), ids, probs.log(), probs.sum(-1))
+    head = linear(torch.eye(vocabulary, dtype=dtype))
+    rows = logits.requires_grad_()
+    objective = Objective(DPace(), divergence, alpha_bound="upper")
+    plain, out = objective.loss(head(rows), targets), block_loss(rows, head, targets, objective)
+    (got,), (expected,) = gradients(out, [rows]), gradients(plain, [rows])
+    assert got.isfinite().all()
+    assert (got - expected).norm() <= 1e-6 * (1 + expected.norm())
+    assert got.sum(-1).abs().max() <= 1e-4, "a softmax's gradient sums to 0"
 
 
 @pytest.mark.parametrize("name", ["decay", "auf"])
