@@ -1,5 +1,6 @@
 """From a run directory, a Lightning checkpoint, a z-lab or a speculators directory to a drafter ready to decode."""
 
+import hashlib
 import pickle
 import zipfile
 from pathlib import Path
@@ -31,9 +32,31 @@ def load_drafter(path: Path, num_target_layers: int | None = None) -> Drafter:
     return drafter_of(load_checkpoint(file), file)
 
 
+def weights_digest(path: Path) -> str:
+    """Sha256 over the files that hold the weights of the drafter at `path`, which may be all that `load_drafter` reads.
+
+    Raises:
+        UserError: nothing there is a drafter.
+    """
+    files = sorted(path.glob("*.safetensors")) if is_model_directory(path) else [find_checkpoint(path)]
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
 def is_model_directory(path: Path) -> bool:
     """Whether `path` is a directory of weights with a config, and not a run."""
     return path.is_dir() and ((path / CONFIG).is_file() or (path / WEIGHTS).is_file())
+
+
+def lacks_depth(path: Path) -> bool:
+    """Whether the drafter at `path` does not say how deep its target is: speculators' layout need not."""
+    if not is_model_directory(path):
+        return False
+    raw = read_json(path / CONFIG)
+    return "speculators_model_type" in raw and raw.get("num_target_layers") is None
 
 
 def load_directory(path: Path, num_target_layers: int | None = None) -> DFlashDrafter:

@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from specauf.cache.target import refuse_unknown_scales
+from specauf.drafters.foreign import refuse_other_architectures
+from specauf.drafters.vocabulary import target_scales
 from specauf.errors import UserError
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
@@ -23,6 +25,8 @@ class DrafterConfig:
         feature_dim: inputs of `fc`; `len(taps) * hidden_size`, or r when training on a sketch of r numbers a token.
         rope_theta: base of the rotary embedding, over the whole head, with absolute positions and no scaling.
         rms_norm_eps: of all norms.
+        embedding_scale: factor on the target's embedded tokens (Gemma).
+        logit_softcap: cap of the target's logits (Gemma 2), None without.
     """
 
     kind: ClassVar[str] = "dflash"
@@ -45,6 +49,8 @@ class DrafterConfig:
     initializer_range: float = 0.02
     bos_token_id: int | None = None
     eos_token_id: int | None = None
+    embedding_scale: float = 1.0
+    logit_softcap: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse shapes that no server loads."""
@@ -140,12 +146,16 @@ class DrafterConfig:
         heads = need("num_attention_heads", num_attention_heads)
         if head_dim is None and text.get("head_dim") is None:
             head_dim = hidden // heads
+        key_value_heads = num_key_value_heads
+        if key_value_heads is None and text.get("num_key_value_heads") is None:
+            key_value_heads = heads
         chosen = tuple(taps)
+        scale, softcap = target_scales(text)
         return cls(
             hidden_size=hidden,
             num_hidden_layers=num_hidden_layers,
             num_attention_heads=heads,
-            num_key_value_heads=num_key_value_heads or text.get("num_key_value_heads") or heads,
+            num_key_value_heads=need("num_key_value_heads", key_value_heads),
             head_dim=need("head_dim", head_dim),
             intermediate_size=need("intermediate_size", intermediate_size),
             vocab_size=need("vocab_size", vocab_size),
@@ -159,6 +169,8 @@ class DrafterConfig:
             max_position_embeddings=text.get("max_position_embeddings", 32768),
             bos_token_id=_first(text.get("bos_token_id")),
             eos_token_id=_first(text.get("eos_token_id")),
+            embedding_scale=scale,
+            logit_softcap=softcap,
             **more,
         )
 
@@ -173,6 +185,9 @@ class DrafterConfig:
                 "target_layer_ids": list(self.taps),
                 "block_size": self.block_size,
                 "causal": False,
+                # z-lab's package embeds and caps by these, where they are.
+                **({} if self.embedding_scale == 1.0 else {"input_embedding_scale": self.embedding_scale}),
+                **({} if self.logit_softcap is None else {"final_logit_softcapping": self.logit_softcap}),
             },
             "num_target_layers": self.num_target_layers,
             "num_hidden_layers": self.num_hidden_layers,
@@ -218,28 +233,36 @@ class DrafterConfig:
                         return source[name]
             raise UserError(f"{names[0]}: missing in the drafter's config.json; it is not a DFlash checkpoint")
 
-        _refuse_other_architectures(raw)
+        def whole(name: str) -> int:
+            value = need(name)
+            if type(value) is not int:
+                raise UserError(f"{name}: {value!r} in the drafter's config.json, a whole number expected")
+            return value
+
+        refuse_other_architectures(raw)
         kind = inner.get("projector_type") or "dflash"
         if kind != cls.kind:
             raise UserError(
                 f"dflash_config.projector_type: {kind} in the drafter's config.json, {cls.kind} expected; "
                 f"it is a {kind} drafter"
             )
-        hidden, taps, theta = need("hidden_size"), tuple(need("target_layer_ids")), _rope_theta(raw)
+        hidden, taps, theta = whole("hidden_size"), need("target_layer_ids"), _rope_theta(raw)
+        if not isinstance(taps, list) or not all(type(tap) is int for tap in taps):
+            raise UserError(f"target_layer_ids: {taps!r} in the drafter's config.json, whole numbers expected")
         if theta is None:
             raise UserError("rope_theta: missing in the drafter's config.json; write the base it was trained with")
         return cls(
             hidden_size=hidden,
-            num_hidden_layers=need("num_hidden_layers"),
-            num_attention_heads=need("num_attention_heads"),
-            num_key_value_heads=need("num_key_value_heads"),
-            head_dim=need("head_dim"),
-            intermediate_size=need("intermediate_size"),
-            vocab_size=need("vocab_size"),
-            num_target_layers=need("num_target_layers"),
-            taps=taps,
-            block_size=need("block_size"),
-            mask_token_id=need("mask_token_id"),
+            num_hidden_layers=whole("num_hidden_layers"),
+            num_attention_heads=whole("num_attention_heads"),
+            num_key_value_heads=whole("num_key_value_heads"),
+            head_dim=whole("head_dim"),
+            intermediate_size=whole("intermediate_size"),
+            vocab_size=whole("vocab_size"),
+            num_target_layers=whole("num_target_layers"),
+            taps=tuple(taps),
+            block_size=whole("block_size"),
+            mask_token_id=whole("mask_token_id"),
             feature_dim=len(taps) * hidden,
             rope_theta=float(theta),
             rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
@@ -247,6 +270,8 @@ class DrafterConfig:
             initializer_range=raw.get("initializer_range", 0.02),
             bos_token_id=_first(raw.get("bos_token_id")),
             eos_token_id=_first(raw.get("eos_token_id")),
+            embedding_scale=float(inner.get("input_embedding_scale", raw.get("input_embedding_scale")) or 1.0),
+            logit_softcap=inner.get("final_logit_softcapping", raw.get("final_logit_softcapping")),
             **more,
         )
 
@@ -287,23 +312,3 @@ def _rope_theta(config: dict[str, Any]) -> int | float | None:
 
 def _first(token: int | list[int] | None) -> int | None:
     return token[0] if isinstance(token, list) else token
-
-
-def _refuse_other_architectures(raw: dict[str, Any]) -> None:
-    """Stop at the fields whose effect on the forward pass this code does not have."""
-    rope = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or ({} if rope.get("rope_type", "default") == "default" else rope)
-    checks = {
-        "attention_bias": (raw.get("attention_bias", False), False),
-        "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
-        "causal": ((raw.get("dflash_config") or {}).get("causal", False), False),
-        "partial_rotary_factor": (raw.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0, 1.0),
-        "rope_scaling": (scaling or None, None),
-        "sample_from_anchor": (raw.get("sample_from_anchor", False), False),
-        "layer_types": (set(raw.get("layer_types") or ["full_attention"]), {"full_attention"}),
-    }
-    for name, (found, expected) in checks.items():
-        if found != expected:
-            raise UserError(
-                f"{name}: {found} in the drafter's config.json, {expected} expected; this drafter is not supported"
-            )

@@ -14,6 +14,18 @@ from specauf.linear import linear
 _SCALED_EMBEDDING = ("gemma", "recurrent_gemma", "paligemma", "t5gemma")
 
 
+def target_scales(text: dict[str, Any], dtype: torch.dtype = torch.float32) -> tuple[float, float | None]:
+    """Factor on a target's embedded tokens, and the cap of its logits (None without).
+
+    Args:
+        text: the config of its language model.
+        dtype: of its embedding: Gemma casts the factor to it before it multiplies.
+    """
+    scaled = str(text.get("model_type", "")).startswith(_SCALED_EMBEDDING)
+    scale = torch.tensor(text["hidden_size"] ** 0.5, dtype=dtype).item() if scaled else 1.0
+    return scale, text.get("final_logit_softcapping")
+
+
 class TargetVocabulary(nn.Module):
     """Embedding and LM head of the target: never trained and never in a checkpoint (non-persistent buffers).
 
@@ -74,14 +86,8 @@ class TargetVocabulary(nn.Module):
     ) -> "TargetVocabulary":
         """The vocabulary of a target known by its config: takes its embedding scale and logit soft cap from there."""
         text = target_config.get("text_config") or target_config
-        family = str(text.get("model_type", ""))
-        # Gemma casts the factor to the embedding's type before it multiplies.
-        scale = (
-            torch.tensor(embedding.shape[1] ** 0.5, dtype=embedding.dtype).item()
-            if family.startswith(_SCALED_EMBEDDING)
-            else 1.0
-        )
-        return cls(embedding, head, embedding_scale=scale, logit_softcap=text.get("final_logit_softcapping"))
+        scale, softcap = target_scales({"hidden_size": embedding.shape[1]} | text, embedding.dtype)
+        return cls(embedding, head, embedding_scale=scale, logit_softcap=softcap)
 
     @classmethod
     def from_target(cls, target: Any) -> "TargetVocabulary":

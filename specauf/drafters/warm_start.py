@@ -34,6 +34,8 @@ def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
     sketch = sketch_of(target) if fresh.needs_features else None
     wanted = replace(fresh.config, feature_dim=fresh.config.raw_feature_dim) if sketch else fresh.config
     check_same_target(init, found.config, wanted)
+    # Not every layout says how the target embeds; the cache does.
+    found.config = replace(found.config, embedding_scale=wanted.embedding_scale, logit_softcap=wanted.logit_softcap)
     if isinstance(fresh, DominoDrafter) and type(found) is DFlashDrafter:
         found = with_domino_head(found, fresh)
     if type(found) is not type(fresh):

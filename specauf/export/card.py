@@ -147,7 +147,9 @@ def tau_lines(record: dict[str, Any], run: str, source: Path) -> tuple[str, ...]
     if figures is None:
         return ()
     bench, low_high = record["benchmark"], figures["tau_pooled_95"]
-    command = f"specauf evaluate {run} --target {record['target']} --benchmarks '[{bench['name']}]'"
+    # A directory's name is enough: where it lay is nobody's business.
+    target = Path(record["target"]).name if Path(record["target"]).is_absolute() else record["target"]
+    command = f"specauf evaluate {run} --target {target} --benchmarks '[{bench['name']}]'"
     command += f" --limit {bench['prompts']} --max_new_tokens {bench['max_new_tokens']} --dtype {record['dtype']}"
     command += f" --temperatures '[{bench['temperature']:g}]'"
     if bench["block_size"] is not None:

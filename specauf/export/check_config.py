@@ -123,7 +123,9 @@ def speculators(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Pro
     yield from _proposal(raw)
     depth, aux = raw.get("num_target_layers"), raw.get("aux_hidden_state_layer_ids")
     if isinstance(aux, list) and aux:
-        yield from _taps([i - 1 for i in aux], depth, "aux_hidden_state_layer_ids", 1, target)
+        yield from _taps(
+            [i - 1 if isinstance(i, int) else i for i in aux], depth, "aux_hidden_state_layer_ids", 1, target
+        )
     else:
         yield Problem("aux_hidden_state_layer_ids", aux or _MISSING, "z-lab's layer ids + 1", "vLLM captures these")
     yield from _against_target(inner, raw.get("mask_token_id"), depth, target)
@@ -196,15 +198,21 @@ def _rope(config: dict[str, Any], prefix: str) -> Iterator[Problem]:
 
 
 def _block(size: Any, mask: Any, vocabulary: Any) -> Iterator[Problem]:
+    for name, value in (("block_size", size), ("mask_token_id", mask)):
+        if value is not None and not isinstance(value, int):
+            yield Problem(name, repr(value), "a whole number", "servers fail on it")
     if isinstance(size, int) and size < 2:
         yield Problem("block_size", size, "at least 2", "a block drafts block_size - 1 tokens")
-    if mask is not None and isinstance(vocabulary, int) and not 0 <= mask < vocabulary:
+    if isinstance(mask, int) and isinstance(vocabulary, int) and not 0 <= mask < vocabulary:
         why = "the target ships no embedding row of that number"
         yield Problem("mask_token_id", mask, f"0 to {vocabulary - 1}", why)
 
 
-def _taps(taps: list[int], depth: Any, field: str, offset: int, target: TargetFacts | None) -> Iterator[Problem]:
+def _taps(taps: list[Any], depth: Any, field: str, offset: int, target: TargetFacts | None) -> Iterator[Problem]:
     """Layer ids, as z-lab counts them; `offset` brings them back to how the field does."""
+    if not all(isinstance(tap, int) for tap in taps):
+        yield Problem(field, taps, "whole numbers", "servers fail on them")
+        return
     shown = [tap + offset for tap in taps]
     layers = target.num_hidden_layers if target is not None else depth
     if len(set(taps)) != len(taps):

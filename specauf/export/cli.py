@@ -12,7 +12,7 @@ from specauf.export.card import About, Layout
 from specauf.export.check import check_directory
 from specauf.export.directory import DTYPES, read_config, require_absent
 from specauf.export.facts import TargetFacts
-from specauf.export.source import Source, read_source, with_cache
+from specauf.export.source import Source, read_run_file, read_source, with_cache
 from specauf.export.speculators import export_speculators
 from specauf.export.zlab import export_zlab, servable
 
@@ -149,7 +149,7 @@ def recorded_cache(source: Path) -> str | None:
     """The cache that a run directory recorded, if it is still where it was."""
     for folder in (source, source.parent, source.parent.parent):
         if (folder / "run.json").is_file():
-            url = json.loads((folder / "run.json").read_text()).get("cache")
+            url = read_run_file(folder / "run.json").get("cache")
             there = url is not None and ("://" in url or (Path(url) / "manifest.json").is_file())
             return url if there else None
     return None

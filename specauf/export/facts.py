@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from specauf.cache import Cache
 from specauf.drafters import TargetVocabulary
 from specauf.drafters.files import read_json
+from specauf.drafters.vocabulary import target_scales
 from specauf.errors import UserError
 
 
@@ -90,7 +90,7 @@ class TargetFacts:
                 raise UserError(f"{name}: {text.get(name)!r} in the target's config ({where}), a number expected")
         rope = text.get("rope_parameters") or {}
         theta = rope.get("full_attention", rope).get("rope_theta", text.get("rope_theta"))
-        scale, softcap = _scales(text, None if vocabulary is None else vocabulary.embedding)
+        scale, softcap = target_scales(text, torch.float32 if vocabulary is None else vocabulary.embedding.dtype)
         return cls(
             where=where,
             hidden_size=text["hidden_size"],
@@ -113,10 +113,3 @@ def _causal_lm(model_type: str | None) -> tuple[str, ...]:
 
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type or "")
     return (name,) if isinstance(name, str) else ()
-
-
-def _scales(text: dict[str, Any], rows: Tensor | None) -> tuple[float, float | None]:
-    """Embedding factor and logit cap, by the one rule that training uses too."""
-    stand_in = torch.empty(1, text["hidden_size"]) if rows is None else rows[:1]
-    vocabulary = TargetVocabulary.from_config(text, stand_in)
-    return vocabulary.embedding_scale, vocabulary.logit_softcap

@@ -9,7 +9,14 @@ import torch
 import yaml
 
 from specauf.cache import Manifest
-from specauf.checkpoint import drafter_of, find_checkpoint, is_model_directory, load_checkpoint, load_directory
+from specauf.checkpoint import (
+    drafter_of,
+    find_checkpoint,
+    is_model_directory,
+    load_checkpoint,
+    load_directory,
+    weights_digest,
+)
 from specauf.drafters import Drafter
 from specauf.errors import UserError
 from specauf.export.card import About, describe_objective, tau_lines
@@ -52,12 +59,12 @@ def read_source(path: Path, num_target_layers: int | None = None) -> Source:
     run = _run_directory(file)
     cache = None
     if run is not None:
-        record = _json(run / "run.json")
+        record = read_run_file(run / "run.json")
         cache = record.get("cache")
         about = replace(
             about,
             objective=_objective(run / "config.yaml"),
-            measured=_measured(run),
+            measured=_measured(run, weights_digest(file)),
             provenance=_provenance(record),
         )
     return Source(drafter, torch.float32, about, cache)
@@ -72,7 +79,7 @@ def with_cache(about: About, manifest: Manifest) -> About:
     return replace(
         about,
         target=about.target or name,
-        target_on_hub=about.target_on_hub or bool(name and name.count("/") == 1 and "revision" in identity.target),
+        target_on_hub=about.target_on_hub or (about.target is None and "revision" in identity.target),
         corpus=f"{corpus}, {answers}: {counts.documents:,} documents, {counts.supervised_tokens:,} supervised tokens",
     )
 
@@ -84,7 +91,12 @@ def _run_directory(file: Path) -> Path | None:
     return None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_run_file(path: Path) -> dict[str, Any]:
+    """A JSON object that a run wrote.
+
+    Raises:
+        UserError: it is none.
+    """
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -104,12 +116,20 @@ def _objective(path: Path) -> str | None:
     return describe_objective(loss)
 
 
-def _measured(run: Path) -> tuple[str, ...]:
-    """Measurements beside the run, or beside its sibling runs, under the run's own name."""
-    name = run.resolve().name
+def _measured(run: Path, digest: str) -> tuple[str, ...]:
+    """Measurements of these very weights, beside the run or beside its sibling runs."""
     for folder in (run, run.resolve().parent):
-        if (folder / "evaluation.json").is_file():
-            return tau_lines(_json(folder / "evaluation.json"), name, folder / "evaluation.json")
+        file = folder / "evaluation.json"
+        if not file.is_file():
+            continue
+        record = read_run_file(file)
+        try:
+            known: dict[str, str] = record.get("drafters", {})
+            return tuple(line for name in known if known[name] == digest for line in tau_lines(record, name, file))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{file}: not as `specauf evaluate` writes it ({error}); remove it to export without what it says"
+            ) from error
     return ()
 
 

@@ -130,6 +130,13 @@ def test_a_padded_vocabulary_counts_the_rows_that_are_stored():
         ({"hidden_act": "gelu"}, "hidden_act: gelu"),
         ({"head_dim": None}, "head_dim: missing"),
         ({"dflash_config": {"mask_token_id": 3, "target_layer_ids": [0, 2], "causal": True}}, "causal: True"),
+        ({"is_causal": True}, "is_causal: True"),
+        ({"dflash_config": {"mask_token_id": 3, "target_layer_ids": [0, 2], "use_swa": True}}, "use_swa: True"),
+        ({"use_sliding_window": True, "layer_types": None}, "use_sliding_window: True"),
+        ({"is_neox_style": False}, "is_neox_style: False"),
+        ({"rope_is_neox_style": False}, "rope_is_neox_style: False"),
+        ({"dflash_config": {"mask_token_id": "3", "target_layer_ids": [0, 2]}}, "mask_token_id: '3'"),
+        ({"dflash_config": {"mask_token_id": 3, "target_layer_ids": [0, "2"]}}, r"target_layer_ids: \[0, '2'\]"),
     ],
 )
 def test_released_drafters_that_would_run_differently_here_are_refused(tmp_path: Path, changes, message):

@@ -110,6 +110,9 @@ ZLAB = [
     Fault("mask id that no row has", "mask_token_id", put("dflash_config", "mask_token_id", to=270)),
     Fault("negative mask id", "mask_token_id", put("dflash_config", "mask_token_id", to=-1)),
     Fault("another mask id", "mask_token_id", put("dflash_config", "mask_token_id", to=257), True),
+    Fault("a mask id in words", "mask_token_id", put("dflash_config", "mask_token_id", to="258")),
+    Fault("a layer id in words", TAPS, put("dflash_config", "target_layer_ids", to=[1, "3", 5])),
+    Fault("a block size in words", "block_size", put("block_size", to="16")),
     Fault("no mask id", "dflash_config.mask_token_id", drop("dflash_config", "mask_token_id")),
     Fault("tied embeddings", "tie_word_embeddings", put("tie_word_embeddings", to=True)),
     Fault(

@@ -7,12 +7,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from specauf.cache import open_cache
+from specauf.checkpoint import weights_digest
 from specauf.cli import main
 from specauf.drafters import DFlashDrafter, DominoSpec, MaskedSpec
 from specauf.errors import UserError
@@ -20,6 +22,9 @@ from specauf.evaluation import cli as evaluation_cli
 from specauf.evaluation.cli import evaluate_command
 from specauf.evaluation.settings import Setting
 from specauf.export import TargetFacts, export_speculators, export_zlab
+from specauf.export.card import About
+from specauf.export.source import with_cache
+from tests.drafters.tiny import tiny_dflash, tiny_target
 from tests.export.conftest import change, config, same, tensors
 from tests.training.conftest import write_tiny_cache
 
@@ -99,7 +104,7 @@ def _asked(command, asked):
 
 def test_the_card_says_what_the_run_was(run, tmp_path, monkeypatch):
     evaluation = {
-        "target": "tiny", "dtype": "float32",
+        "format": 2, "target": "tiny", "dtype": "float32", "drafters": {"auf": weights_digest(run)},
         "benchmark": Setting(128, block_size=4).to_dict()
         | {"name": "humaneval", "prompts": 32, "setting": "greedy, block 4"},
         "environment": {"date": "2026-11-24"},
@@ -128,6 +133,61 @@ def test_the_card_says_what_the_run_was(run, tmp_path, monkeypatch):
     # Nothing of the machine it was trained on.
     assert str(tmp_path) not in card
     assert str(run.parent) not in card
+
+
+def test_a_card_tells_nothing_of_other_weights_or_of_where_the_target_lay(run, tmp_path):
+    figures = {"tau_pooled": 2.345, "tau_pooled_95": [2.1, 2.5], "tau_per_prompt": 2.4}
+    record = {
+        "format": 2, "target": "/home/someone/secret/tiny", "dtype": "float32",
+        "runs": {"auf": figures, "old": figures},
+        "benchmark": Setting(128).to_dict() | {"name": "humaneval", "prompts": 32, "setting": "greedy"},
+        "environment": {"date": "2026-11-24"},
+        "drafters": {"old": "of other weights", "auf": weights_digest(run)},
+    }  # fmt: skip
+    file = run / "evaluation.json"
+    file.write_text(json.dumps(record))
+    assert main(["export", str(run), f"--out={tmp_path / 'out'}"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.count("2.345") == 1
+    assert "specauf evaluate auf --target tiny " in card
+    assert "secret" not in card
+    file.write_text(json.dumps(record | {"drafters": {"auf": "of a checkpoint before it was trained on"}}))
+    assert main(["export", str(run), f"--out={tmp_path / 'again'}"]) == 0
+    assert "Not measured." in (tmp_path / "again" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("run.json", "{", "run.json: not JSON"),
+        ("run.json", "[]", "run.json: an object expected"),
+        ("evaluation.json", '{"format": 2, "drafters": 5}', "evaluation.json: not as `specauf evaluate` writes it"),
+        ("evaluation.json", "{", "evaluation.json: not JSON"),
+    ],
+)
+def test_a_file_beside_the_run_that_is_broken_is_one_line(run, tmp_path, capsys, file, content, says):
+    (run / file).write_text(content)
+    assert says in refused(capsys, "export", run, f"--out={tmp_path / 'out'}")
+
+
+def test_a_cache_of_a_hub_target_does_not_make_a_local_verifier_one(cache):
+    manifest = open_cache(str(cache)).manifest
+    target = {"id": "acme/tiny", "revision": "a" * 40}
+    manifest = replace(manifest, identity=replace(manifest.identity, target=target))
+    assert with_cache(About(), manifest).target_on_hub
+    assert not with_cache(About(target="llama-local"), manifest).target_on_hub
+
+
+def test_how_gemma_embeds_stays_with_the_drafter(tmp_path):
+    target = tiny_target("gemma")
+    target.config.save_pretrained(tmp_path / "target")
+    export_zlab(tiny_dflash(target), tmp_path / "one")
+    scale = config(tmp_path / "one")["dflash_config"]["input_embedding_scale"]
+    assert scale == pytest.approx(32**0.5)
+    assert main(["import", str(tmp_path / "one"), f"--out={tmp_path / 'two'}"]) == 0
+    assert main(["export", str(tmp_path / "two"), f"--out={tmp_path / 'three'}"]) == 0
+    assert config(tmp_path / "three")["dflash_config"]["input_embedding_scale"] == scale
+    assert main(["export", "--check", str(tmp_path / "three"), f"--target={tmp_path / 'target/config.json'}"]) == 0
 
 
 def test_a_card_admits_what_was_not_measured_or_not_said(run, tmp_path):
