@@ -55,7 +55,11 @@ class DrafterModule(L.LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, least in (("chunk_blocks", chunk_blocks, 1), ("full_block_every", full_block_every, 0)):
+        for name, value, least in (
+            ("chunk_blocks", chunk_blocks, 1),
+            ("full_block_every", full_block_every, 0),
+            ("drafter.block_size", drafter.block_size, 2),
+        ):
             if value < least:
                 raise UserError(f"model.{name} is {value}: give at least {least}")
         if head_tokens is not None and head_tokens < 2:

@@ -1,7 +1,7 @@
 """How drafted tokens are chosen and verified: greedy, rejection sampling, greedy drafts with sampled verification."""
 
 import math
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -119,6 +119,8 @@ def make_rule(
         raise UserError(f"top_k: {top_k} found, at least 1 expected; leave it out to keep all tokens")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p: {top_p} found, a number above 0 and at most 1 expected")
+    if sampling not in get_args(Sampling):
+        raise UserError(f"sampling: {sampling} found, one of {', '.join(get_args(Sampling))} expected")
     if temperature == 0:
         return Greedy()
     if sampling == "greedy-draft":

@@ -104,6 +104,11 @@ def speculative_stream(
         raise UserError(f"max_new_tokens: {max_new_tokens} found, at least 1 expected")
     if not prompts or min(len(p) for p in prompts) < 1:
         raise UserError("input_ids: an empty prompt found, at least one token expected")
+    if getattr(target, "_is_stateful", False):  # transformers' flag for what its own assisted decoding refuses
+        raise UserError(
+            f"target: {type(target).__name__} keeps a state that cannot be rolled back; decode it with a server that "
+            "supports it"
+        )
     _check_target(target.config, [len(p) for p in prompts], max_new_tokens + slots)
     if drafter is not None:
         vocabulary = vocabulary or TargetVocabulary.from_target(target)
@@ -296,6 +301,10 @@ def _check_target(config: Any, lengths: list[int], more: int) -> None:
         )
     if prompts == 1:
         return
+    if getattr(text, "alibi", False) or text.model_type == "bloom":
+        raise UserError(
+            f"prompts: {prompts} found, 1 expected for a target with ALiBi positions; decode one prompt at a time"
+        )
     if kinds != {"full_attention"}:
         raise UserError(
             f"prompts: {prompts} found, 1 expected for a target with sliding-window layers; decode one prompt at a time"

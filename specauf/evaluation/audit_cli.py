@@ -1,6 +1,7 @@
 """`specauf audit CACHE DRAFTER`."""
 
 import json as json_module
+import math
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +48,8 @@ def audit_command(
     for name, value in (("documents", documents), ("anchors_per_document", anchors_per_document)):
         if value < 1:
             raise UserError(f"{name} is {value}: give at least 1")
+    if not 0 < gamma < math.inf:
+        raise UserError(f"gamma is {gamma}: give a number above 0")
     opened = open_cache(cache)
     evaluated = _evaluated(evaluation, run)
     loaded = load_drafter(drafter, opened.manifest.identity.num_target_layers).eval()

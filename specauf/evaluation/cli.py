@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from specauf.cache import open_cache
-from specauf.checkpoint import load_drafter
+from specauf.checkpoint import lacks_depth, load_drafter, weights_digest
 from specauf.command import run_function
 from specauf.decoding.rules import Sampling
 from specauf.drafters import Drafter
@@ -24,7 +24,7 @@ from specauf.evaluation.results import FORMAT, evaluation_record
 from specauf.evaluation.run import evaluate_prompts, without_processors
 from specauf.evaluation.settings import distinct, make_settings
 from specauf.linear import use_onednn
-from specauf.targets import load_target, resolve_target, target_identity
+from specauf.targets import load_target, resolve_target, target_identity, target_layers
 
 EVALUATION = "evaluation.json"
 CURVES = ("train/tau", "train/support_ratio", "train/support_accuracy", "train/token_accuracy", "val/tau")
@@ -76,7 +76,8 @@ def evaluate_command(
     manifest = open_cache(cache).manifest if cache else None
     config = resolve_target(target)
     config = config if dtype is None else replace(config, dtype=dtype)
-    loaded = {name: load_drafter(path).eval() for name, path in named.items()}
+    depth = target_layers(config) if any(map(lacks_depth, named.values())) else None
+    loaded = {name: load_drafter(path, depth).eval() for name, path in named.items()}
     _check_blocks(loaded, block_sizes)
     out.mkdir(parents=True, exist_ok=True)
     if device == "auto":
@@ -95,7 +96,7 @@ def evaluate_command(
         prompts,
         settings,
         rows_file=out / "evaluation.jsonl",
-        identity={"target": target_identity(config, model), "dtype": config.dtype},
+        identity={"target": target_identity(config), "dtype": config.dtype},
         template_options=config.template_options,
     )
     record = evaluation_record(
@@ -104,6 +105,7 @@ def evaluate_command(
         manifest,
         target=target,
         dtype=config.dtype,
+        drafters={name: weights_digest(path) for name, path in named.items()},
         training={name: curves for name, path in named.items() if (curves := training_curves(path))},
     )
     write_json(record, out / EVALUATION, json)
@@ -171,18 +173,19 @@ def check_fits(name: str, drafter: Drafter, model: Any) -> None:
 
 def training_curves(run: Path) -> dict[str, dict[str, list[float]]]:
     """What a run directory logged while training: `step` and `value` of each curve of the report."""
-    file = run / "metrics.csv"
-    if not file.is_file():
-        return {}
-    curves: dict[str, dict[str, list[float]]] = {}
-    with file.open(newline="") as lines:
-        for row in csv.DictReader(lines):
-            for name in CURVES:
-                if row.get(name) and row.get("step"):
-                    curve = curves.setdefault(name, {"step": [], "value": []})
-                    curve["step"].append(float(row["step"]))
-                    curve["value"].append(float(row[name]))
-    return curves
+    # A resume moves the log of what was before to metrics-1.csv and so on; it may repeat some steps.
+    before = sorted(run.glob("metrics-*.csv"), key=lambda file: (len(file.name), file.name))
+    curves: dict[str, dict[float, float]] = {}
+    for file in [*before, *run.glob("metrics.csv")]:
+        with file.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                for name in CURVES:
+                    if row.get(name) and row.get("step"):
+                        curves.setdefault(name, {})[float(row["step"])] = float(row[name])
+    points = {name: sorted(curve.items()) for name, curve in curves.items()}
+    return {
+        name: dict(zip(("step", "value"), map(list, zip(*p, strict=True)), strict=True)) for name, p in points.items()
+    }
 
 
 def report_command(runs: list[Path], out: Path | None = None) -> None:

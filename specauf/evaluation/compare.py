@@ -70,7 +70,8 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             bench = part["benchmark"]
             key = bench["name"], bench["setting"]
             joint = parts.setdefault(key, {"benchmark": dict(bench), "runs": {}, "divergences": []})
-            for field in sorted(bench.keys() - {"prompts"}):
+            idle = {"seed", "sampling"} if bench["temperature"] == 0 else set()
+            for field in sorted(bench.keys() - {"prompts"} - idle):
                 _require_same(field, joint["benchmark"][field], seen.setdefault(key, label), bench[field], label)
             joint["runs"] |= {own[name]: run for name, run in part["runs"].items()}
             joint["benchmark"]["prompts"] = max(joint["benchmark"]["prompts"], bench["prompts"])

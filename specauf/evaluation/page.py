@@ -42,8 +42,7 @@ def html(record: Mapping[str, Any], figures: Sequence[Figure]) -> str:
         body += [f"<h2>{escape(head)}</h2>", _table(*runs_table(part["runs"]))]
         body.append(f"<p class=field>report.json: parts[{i}].runs.*</p>")
         body += [
-            f"<p>{escape(line)} <span class=field>parts[{i}].comparisons</span></p>"
-            for line in comparison_lines(part["comparisons"])
+            f"<p>{escape(line)} <span class=field>parts[{i}].comparisons</span></p>" for line in comparison_lines(part)
         ]
         body += [_figure(figure) for figure in figures if figure.fields.startswith(f"parts[{i}].")]
         body += [

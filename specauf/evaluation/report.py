@@ -20,7 +20,7 @@ def markdown(record: Record, plot: str | None = None) -> str:
         bench = part["benchmark"]
         lines += [f"## {bench['name']}, {bench['setting']}, {bench['prompts']} prompts", ""]
         lines += [*_table(*runs_table(part["runs"])), ""]
-        lines += [line for pair in comparison_lines(part["comparisons"]) for line in (pair, "")]
+        lines += [line for pair in comparison_lines(part) for line in (pair, "")]
         if plot and part is record["parts"][0]:
             lines += [f"![emitted length, acceptance per slot, speed]({plot})", ""]
         lines += ["Share of cycles that accept slot k:", "", *_table(*slot_table(part["runs"])), ""]
@@ -84,13 +84,17 @@ def slot_table(runs: Record) -> tuple[list[str], list[list[str]]]:
     return ["slot", *map(str, range(1, slots + 1))], rows
 
 
-def comparison_lines(comparisons: Record) -> list[str]:
-    """One sentence a pair of runs."""
+def comparison_lines(part: Record) -> list[str]:
+    """One sentence a pair of runs of one benchmark and setting."""
     lines = []
-    for pair, result in comparisons.items():
+    *names, base = part["runs"]
+    for name in names:
+        result = part["comparisons"].get(f"{name}/{base}")
+        if result is None:
+            continue
         low, high = result["tau_ratio_95"]
         lines.append(
-            f"Emitted length {pair.replace('/', ' over ', 1)}: {result['tau_ratio'] - 1:+.1%} (95 % {low - 1:+.1%} to "
+            f"Emitted length {name} over {base}: {result['tau_ratio'] - 1:+.1%} (95 % {low - 1:+.1%} to "
             f"{high - 1:+.1%}, paired over {result['prompts']} prompts)."
         )
     return lines

@@ -125,6 +125,7 @@ def evaluation_record(
     *,
     target: str,
     dtype: str,
+    drafters: Mapping[str, str],
     training: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The JSON record of one evaluation.
@@ -137,12 +138,18 @@ def evaluation_record(
         manifest: of the cache the drafters were trained on.
         target: its name.
         dtype: what it computed in.
+        drafters: digest of each drafter's weights.
         training: curves of each drafter's training, where there are any.
     """
     grouped = [list(group) for _, group in groupby(rows, key=lambda r: (r["benchmark"], r["setting"]))]
     parts = [part_record(group, _fitting(slots, group)) for group in grouped]
     greedy = [part for part in parts if "lossless" in part]
-    record: dict[str, Any] = {"format": FORMAT, "target": target, "dtype": dtype}
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "target": target,
+        "dtype": dtype,
+        "drafters": dict(drafters),
+    }
     if manifest is not None:
         record["corpus"] = manifest.identity.corpus
         record["cache"] = {

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM, RwkvConfig, RwkvForCausalLM
 
 from specauf.decoding import speculative_generate, speculative_generate_batch, speculative_stream
 from specauf.drafters import TargetVocabulary
@@ -187,6 +188,21 @@ def test_several_prompts_on_sliding_windows_are_refused_and_one_is_right():
     target.config.layer_types = ["linear_attention"] * 4
     with pytest.raises(UserError, match="layer_types: linear_attention"):
         speculative_generate(target, None, prompt(3), max_new_tokens=4)
+
+
+def test_a_target_with_a_state_is_refused():
+    shape = {"vocab_size": 61, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}
+    target = RwkvForCausalLM(RwkvConfig(**shape, context_length=64)).eval()  # without layer_types
+    with pytest.raises(UserError, match="target: RwkvForCausalLM keeps a state"):
+        speculative_generate(target, None, prompt(3), max_new_tokens=4)
+
+
+def test_several_prompts_with_alibi_are_refused_and_one_is_right():
+    sizes = {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
+    target = BloomForCausalLM(BloomConfig(**sizes, bos_token_id=0, eos_token_id=1)).eval().requires_grad_(False)
+    with pytest.raises(UserError, match="prompts: 2 found, 1 expected for a target with ALiBi"):
+        speculative_generate_batch(target, None, [prompt(3), prompt(4)], max_new_tokens=4)
+    assert speculative_generate(target, None, prompt(6), max_new_tokens=9).tokens == greedy_answer(target, prompt(6), 9)
 
 
 def test_several_prompts_need_attention_that_reads_a_mask():

@@ -9,11 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specauf.cli import main
+from specauf.drafters import DFlashDrafter, TargetVocabulary
 from specauf.errors import UserError
 from specauf.evaluation import run as run_module
 from specauf.evaluation.compare import compare, join
 from specauf.evaluation.divergence import divergence, first_difference
+from specauf.evaluation.report import comparison_lines
 from specauf.evaluation.run import encode
+from specauf.export import TargetFacts, export_speculators
 from tests.builder.conftest import make_target, make_tokenizer
 from tests.evaluation.conftest import command, record_of
 
@@ -99,17 +102,30 @@ def test_report_is_one_page_whose_figures_stand_in_the_json(evaluated, capsys):
     assert (evaluated / "report.png").stat().st_size > 10_000
 
 
+def test_a_drafter_of_speculators_is_as_deep_as_its_target_is(place, tmp_path):
+    target = make_target()
+    facts = TargetFacts.from_config(target.config.to_dict(), "it", vocabulary=TargetVocabulary.from_target(target))
+    export_speculators(DFlashDrafter.from_pretrained(place / "one"), tmp_path / "first", target=facts)
+    file = tmp_path / "first" / "config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "num_target_layers"}))
+    words = [a for a in command(place, tmp_path / "out") if not a.startswith(("first", "second"))]
+    assert main([words[0], str(tmp_path / "first"), *words[1:]]) == 0
+    assert record_of(tmp_path / "out")["lossless"] is True
+
+
 def test_training_curves_come_into_the_report(place, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((place / "one" / name).read_bytes())
-    (folder / "metrics.csv").write_text("step,train/support_ratio,val/tau\n9,0.1,\n19,0.2,\n19,,1.5\n")
+    # A run that was resumed at step 9: the log of before, whose last row was trained again.
+    (folder / "metrics-1.csv").write_text("step,train/support_ratio,val/tau\n4,0.3,\n14,0.9,\n")
+    (folder / "metrics.csv").write_text("step,train/support_ratio,val/tau\n9,0.1,\n14,0.4,\n19,0.2,\n19,,1.5\n")
     arguments = [a for a in command(place, tmp_path / "out") if not a.startswith(("first", "second"))]
     assert main([arguments[0], f"mine={folder}", *arguments[1:]]) == 0
     curves = record_of(tmp_path / "out")["training"]["mine"]
     assert curves == {
-        "train/support_ratio": {"step": [9, 19], "value": [0.1, 0.2]},
+        "train/support_ratio": {"step": [4, 9, 14, 19], "value": [0.3, 0.1, 0.4, 0.2]},
         "val/tau": {"step": [19], "value": [1.5]},
     }
     assert main(["report", str(tmp_path / "out")]) == 0
@@ -136,12 +152,16 @@ def test_runs_of_one_name_keep_apart_and_only_shared_prompts_count():
     assert pair["prompts"] == 2
     assert pair["tau_ratio"] == pytest.approx((1 + 30 / 20) / (1 + 15 / 20))
     assert compare({"x": run(["1"], [1]), "y": run(["2"], [1])}) == {}
-    bench = {"name": "b", "setting": "greedy", "prompts": 1, "max_new_tokens": 5}
+    bench = {"name": "b", "setting": "greedy", "prompts": 1, "max_new_tokens": 5, "temperature": 0, "seed": 0}
     part = {"benchmark": bench, "runs": {"x": run(["1"], [5])}}
     whole = {"target": "t", "dtype": "float32", "lossless": True, "runs": part["runs"], "parts": [part]}
     joined = join({"p": whole, "q": whole})
     assert list(joined["runs"]) == ["p/x", "q/x"]
     assert joined["comparisons"]["p/x/q/x"]["tau_ratio_95"] == (1.0, 1.0)
+    (line,) = comparison_lines(joined["parts"][0])
+    assert line.startswith("Emitted length p/x over q/x: +0.0%")
+    reseeded = whole | {"parts": [part | {"benchmark": bench | {"seed": 1}}]}
+    assert list(join({"p": whole, "q": reseeded})["runs"]) == ["p/x", "q/x"], "greedy decoding draws nothing"
     longer = whole | {"parts": [part | {"benchmark": bench | {"max_new_tokens": 9}}]}
     for other, says in (
         (longer, "max_new_tokens: 5 in p, 9 in q; report runs of one max_new_tokens together"),

@@ -130,6 +130,12 @@ def test_audit_refuses_in_one_line(place, tiny_cache, tmp_path, capsys):
         assert error.count("\n") == 1
 
 
+def test_an_audit_needs_a_decay(capsys):
+    for value in ("0", "-1", ".inf"):
+        assert main(["audit", "nowhere", "nothing", f"--gamma={value}"]) == 2
+        assert "gamma is" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
 def test_decoding_takes_a_gpu_where_there_is_one(tmp_path, monkeypatch, there, expected):
     asked = []
