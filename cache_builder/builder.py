@@ -11,10 +11,11 @@ from torch import Tensor
 
 from cache_builder.chat import ChatRenderer
 from cache_builder.config import BUILD, BuildConfig, read_told, told
+from cache_builder.dates import asks_date, plain_template, prompt_date
 from cache_builder.document import BuiltDocument
 from cache_builder.documents import Advance, DocumentMaker
 from cache_builder.features import fit_features, reconstruction_error
-from cache_builder.identity import make_identity
+from cache_builder.identity import make_identity, template_hash
 from cache_builder.plan import Plan, make_plan
 from cache_builder.target import Target
 from cache_builder.writer import (
@@ -215,6 +216,19 @@ class Build:
         spec = StorageSpec(self.identity, codec, self.config.compress_features, self.target.device)
         write_shard(self.config.out, number, documents, spec, drops)
 
+    def require_begun(self) -> None:
+        """Check that the first rank began the cache under this rank's identity: ranks may start on two days.
+
+        Raises:
+            UserError: it did not.
+        """
+        found = next(_begun(self.config.out), None)
+        differ = {} if found is None else fields_that_differ(asdict(found), asdict(self.identity))
+        for name, (begun, here) in differ.items():
+            raise UserError(
+                f"{self.config.out} was begun with {name} {begun!r}, this rank has {here!r}: run the same build again"
+            )
+
     def finish(self) -> Manifest:
         """Write the manifest."""
         return write_manifest(self.config.out, self.identity, self.plan.num_shards, self.plan.drops)
@@ -232,10 +246,14 @@ def open_build(config: BuildConfig, *, device: torch.device | str = "cpu") -> Bu
     plan = make_plan(config)
     model, tokenizer = load_target(config.target, device=device)
     target = Target(model, tokenizer, config.target, k=config.k)
-    renderer = ChatRenderer(tokenizer, target.stop_ids, config.target.template_options)
+    options = config.target.template_options
+    date = None
+    if asks_date(plain_template(tokenizer, options)):
+        date = prompt_date(next(_begun(config.out), None), template_hash(tokenizer, options), config.out)
+    renderer = ChatRenderer(tokenizer, target.stop_ids, options, date)
     if plan.conversation(0).text is None:
         renderer.require_template()
-    identity = _as_begun(config.out, make_identity(config, plan, target))
+    identity = _as_begun(config.out, make_identity(config, plan, target, date))
     maker = DocumentMaker(config, plan, target, renderer, identity.mask_token_id)
     return Build(config, plan, target, maker, identity)
 

@@ -1,5 +1,7 @@
 """The target's chat template: prompts to answer, and which tokens of a given chat are answers."""
 
+import datetime
+import functools
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from cache_builder.dates import dated_template, plain_template
 from cache_builder.formats import Conversation, Message
 from specauf.errors import UserError
 
@@ -24,22 +27,33 @@ class ChatRenderer:
         tokenizer: a fast Hugging Face tokenizer.
         stop_ids: tokens that end an answer.
         options: keyword arguments of the template, such as `enable_thinking`.
+        date: what the template prints as today's; None leaves it as it is.
     """
 
     tokenizer: Any
     stop_ids: frozenset[int]
     options: dict[str, Any]
+    date: datetime.date | None = None
 
     def require_template(self) -> None:
         """Check that chats can be rendered.
 
         Raises:
-            UserError: the tokenizer has no chat template, or cannot map characters to tokens.
+            UserError: the tokenizer has no chat template, or cannot map characters to tokens, or the date that the
+                template prints cannot be held.
         """
         if not getattr(self.tokenizer, "chat_template", None):
             raise UserError("the target's tokenizer has no chat template: use an instruct model, or a text corpus")
         if not getattr(self.tokenizer, "is_fast", False):
             raise UserError("the target's tokenizer is a slow one without character offsets: provide tokenizer.json")
+        _ = self._options
+
+    @functools.cached_property
+    def _options(self) -> dict[str, Any]:
+        """Arguments of the template, and the template itself where it is not the tokenizer's own."""
+        if self.date is None:
+            return self.options
+        return self.options | {"chat_template": dated_template(plain_template(self.tokenizer, self.options), self.date)}
 
     def render(self, messages: Collection[Message], *, answer: bool) -> str:
         """The chat as text; with `answer`, up to where the assistant's next answer begins.
@@ -55,7 +69,7 @@ class ChatRenderer:
         turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
             text: str = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=answer, **self.options
+                turns, tokenize=False, add_generation_prompt=answer, **self._options
             )
         except jinja2.TemplateError as error:
             raise TemplateRefusesError(str(error)) from error

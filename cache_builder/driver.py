@@ -134,6 +134,7 @@ class _ShardModule(L.LightningModule):
             return
         with self._ends():
             if self.codec is None:
+                self.work.require_begun()
                 self.codec = load_codec(self.work.config.out, self.work.identity)
             self.writer(number, *self.work.make(int(number), self.advance), self.codec)
 

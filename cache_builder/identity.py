@@ -1,5 +1,6 @@
 """What a cache is made from, gathered from the build's settings, the plan and the target."""
 
+import datetime
 import hashlib
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import specauf
 from cache_builder.config import BuildConfig
+from cache_builder.dates import DATE
 from cache_builder.plan import Plan
 from cache_builder.target import Target
 from cache_builder.writer import tokenizer_files
@@ -22,8 +24,14 @@ _ANSWERS = ("max_new_tokens", "batch_size")
 _SAMPLING = ("temperature", "sample_top_k", "sample_top_p", "seed")
 
 
-def make_identity(config: BuildConfig, plan: Plan, target: Target) -> Identity:
+def make_identity(config: BuildConfig, plan: Plan, target: Target, date: datetime.date | None = None) -> Identity:
     """The identity of the cache that a build makes: whatever may change a stored number is in it.
+
+    Args:
+        config: of the build.
+        plan: which documents.
+        target: runs over them.
+        date: that its prompts name, where its template asks for one.
 
     Raises:
         UserError: the mask token is not set or is no single token.
@@ -43,7 +51,7 @@ def make_identity(config: BuildConfig, plan: Plan, target: Target) -> Identity:
         target_dtype=config.target.dtype,
         features=config.features,
         sketch_rank=rank if config.features == "sketch" else 0,
-        corpus=_corpus(config, plan),
+        corpus=_corpus(config, plan) | ({} if date is None else {DATE: date.isoformat()}),
         regeneration=_regeneration(config),
         code_version=specauf.__version__,
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from cache_builder.dates import DATE
 from specauf.cache.logprobs import decode_head_mass
 from specauf.cache.reader import Cache, open_cache
 from specauf.cache.schema import Manifest, to_json
@@ -45,7 +46,8 @@ class Inspection:
             summary(self.cache, self.manifest),
             f"  target     {_target(identity.target)}, {identity.num_target_layers} layers of {identity.hidden_size}, "
             f"vocabulary {identity.vocab_size:,}, {identity.target_dtype}",
-            f"  corpus     {identity.corpus.get('name', '?')}, {answers}",
+            f"  corpus     {identity.corpus.get('name', '?')}, {answers}"
+            + (f", prompts dated {identity.corpus[DATE]}" if DATE in identity.corpus else ""),
             f"  features   {identity.features}"
             + (f" of rank {identity.sketch_rank}" if identity.sketch_rank else "")
             + f", taps {', '.join(map(str, identity.taps))}, mask token {identity.mask_token_id}",
