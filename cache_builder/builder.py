@@ -2,19 +2,18 @@
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from safetensors.numpy import load
-from torch import Tensor
 
 from cache_builder.chat import ChatRenderer
 from cache_builder.config import BUILD, BuildConfig, read_told, told
 from cache_builder.dates import asks_date, plain_template, prompt_date
 from cache_builder.document import BuiltDocument
 from cache_builder.documents import Advance, DocumentMaker
-from cache_builder.features import fit_features, reconstruction_error
+from cache_builder.fit import Fitting, loss_text
 from cache_builder.identity import make_identity, template_hash
 from cache_builder.plan import Plan, make_plan
 from cache_builder.target import Target
@@ -33,7 +32,7 @@ from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location, sha256
 from specauf.cache.objects import read_checked
 from specauf.cache.reader import FEATURE_FIT, MANIFEST, TARGET
-from specauf.cache.schema import CommitRecord, FeatureKind, Identity, Manifest, from_json, open_sealed, to_json
+from specauf.cache.schema import CommitRecord, Identity, Manifest, from_json, open_sealed, to_json
 from specauf.errors import UserError
 from specauf.targets import load_target
 
@@ -121,11 +120,12 @@ class Build:
             return
         before, codec = self._stored_fit()
         first: tuple[int, list[BuiltDocument], dict[str, int]] | None = None
-        errors: list[float] = []
         if codec is None:
             # Scales and basis come from the first shard with a document, so that one rank or many fit the same.
             first = self._first(advance)
             codec, errors = self.fit(first[1])
+            if said := loss_text(codec, errors, self.target.taps):
+                print(said, file=sys.stderr)
         if fit_digest(codec) not in (None, before):
             # Codes of another fit would be decoded wrongly, and no digest could tell. Before the new one is stored: a
             # build that is killed in between would take it for that of the shards.
@@ -139,9 +139,6 @@ class Build:
             tokenizer=self.target.tokenizer,
             codec=codec,
         )
-        if errors:
-            said = ", ".join(f"{tap}: {error:.3f}" for tap, error in zip(self.target.taps, errors, strict=True))
-            print(f"features: {codec.kind}, relative squared error by tap {said}", file=sys.stderr)
         if first is not None and first[0] in self.missing():
             self.write(*first, codec)
 
@@ -189,15 +186,22 @@ class Build:
         for name in stored:
             place.remove(f"{name}.json")
 
-    def fit(self, documents: list[BuiltDocument]) -> tuple[FeatureCodec, list[float]]:
-        """`fit_codec` on some documents, as this build stores features."""
-        return fit_codec(
-            (d.features for d in documents if d.features is not None),
-            self.config.features,
-            taps=len(self.target.taps),
-            rank=self.identity.sketch_rank,
-            fit_tokens=self.config.fit_tokens,
+    def fit(
+        self, documents: list[BuiltDocument], more: str = "--documents_per_shard"
+    ) -> tuple[FeatureCodec, list[float]]:
+        """How this build stores features, fitted on some documents, and the relative error of each tap on others.
+
+        Args:
+            documents: made by this build.
+            more: the option that gives more of them.
+
+        Raises:
+            UserError: they have too few tokens for the sketch.
+        """
+        fitting = Fitting(
+            self.config.features, len(self.target.taps), self.identity.sketch_rank, self.config.fit_tokens, more
         )
+        return fitting.measured(d.features for d in documents if d.features is not None)
 
     def make(self, number: int, advance: Advance) -> tuple[list[BuiltDocument], dict[str, int]]:
         """A shard's documents, and how many were left out for which reason.
@@ -312,27 +316,3 @@ def load_codec(out: str, identity: Identity) -> FeatureCodec:
     record = from_json(CommitRecord, place.read(f"{TARGET}.json"), f"{out}/{TARGET}.json")
     arrays = load(read_checked(place.child(TARGET), record, [FEATURE_FIT])[FEATURE_FIT])
     return FeatureCodec(identity.features, taps, arrays["channel_scale"], arrays.get("basis"))
-
-
-def fit_codec(
-    parts: Iterable[Tensor], kind: FeatureKind, *, taps: int, rank: int, fit_tokens: int
-) -> tuple[FeatureCodec, list[float]]:
-    """How features are stored, fitted on some documents, and the relative error of each tap on tokens between.
-
-    Args:
-        parts: features of each document.
-        kind: how they are to be stored.
-        taps: taps that are concatenated.
-        rank: of a sketch.
-        fit_tokens: tokens to fit on.
-
-    Raises:
-        UserError: there are fewer tokens than the sketch's rank.
-    """
-    if kind not in ("int8", "sketch"):
-        return FeatureCodec(kind, taps), []
-    whole = torch.cat(list(parts))
-    step = max(1, len(whole) // fit_tokens)
-    codec = fit_features(whole[::step][:fit_tokens].cpu().float(), kind, taps, rank)
-    unseen = whole[step // 2 :: 4 * step].cpu().float()
-    return codec, reconstruction_error(unseen, codec)

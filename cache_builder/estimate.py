@@ -88,7 +88,7 @@ def estimate(config: BuildConfig, sample: int | None) -> Estimate:
         documents, drops = work.maker.make(numbers, lambda _, done: show(float(done)))
     if not documents:
         raise UserError(f"none of {len(numbers)} sampled documents is left ({drops}): raise --sample")
-    codec, _ = work.fit(documents)
+    codec, _ = work.fit(documents, "--sample")
     with tempfile.TemporaryDirectory(prefix="specauf-estimate-") as folder:
         begin(folder, work.identity)
         weights = work.target.embed_tokens, None if work.target.tied else work.target.lm_head

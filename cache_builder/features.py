@@ -22,6 +22,10 @@ from specauf.linear import linear
 _BF16_EXPONENT = 0x7F80  # all ones in NaN and Inf
 
 
+class TooFewTokensError(UserError):
+    """A sketch's rank is larger than its sample allows."""
+
+
 def fit_features(sample: Float[Tensor, "tokens features"], kind: FeatureKind, taps: int, rank: int = 0) -> FeatureCodec:
     """Fit what a kind of storage needs on features of a sample of the corpus.
 
@@ -32,7 +36,8 @@ def fit_features(sample: Float[Tensor, "tokens features"], kind: FeatureKind, ta
         rank: columns of the sketch's basis.
 
     Raises:
-        UserError: the sample is too small for the rank, or holds NaN or Inf.
+        TooFewTokensError: the sample is too small for the rank.
+        UserError: it holds NaN or Inf.
     """
     if kind in ("none", "bf16"):
         return FeatureCodec(kind, taps)
@@ -60,8 +65,8 @@ def _fit(sample: Float[Tensor, "tokens features"], kind: FeatureKind, taps: int,
     if kind == "int8":
         return FeatureCodec(kind, taps, scale.numpy())
     if not 1 <= rank <= min(x.shape):
-        raise UserError(
-            f"sketch rank is {rank}, {x.shape[0]} sample tokens of {x.shape[1]} features allow 1 to {min(x.shape)}"
+        raise TooFewTokensError(
+            f"sketch_rank is {rank}, {x.shape[0]} sample tokens of {x.shape[1]} features allow 1 to {min(x.shape)}"
         )
     z = x / scale.double()
     # The drafter norms what `fc` gives, so only a row's direction matters to it.

@@ -13,6 +13,7 @@ from cache_builder.plan import Plan
 from cache_builder.target import Target
 from cache_builder.writer import tokenizer_files
 from specauf.cache.schema import Identity
+from specauf.errors import UserError
 from specauf.targets import mask_token_id, target_identity
 
 # Settings that change what is stored.
@@ -34,9 +35,8 @@ def make_identity(config: BuildConfig, plan: Plan, target: Target, date: datetim
         date: that its prompts name, where its template asks for one.
 
     Raises:
-        UserError: the mask token is not set or is no single token.
+        UserError: the mask token is not set or is no single token, or no sketch can have the rank that is set.
     """
-    rank = config.sketch_rank or target.hidden_size
     return Identity(
         target=target_identity(config.target),
         tokenizer_hash=tokenizer_hash(target.tokenizer),
@@ -50,11 +50,29 @@ def make_identity(config: BuildConfig, plan: Plan, target: Target, date: datetim
         mask_token_id=mask_token_id(config.target, target.tokenizer, target.vocab_size),
         target_dtype=config.target.dtype,
         features=config.features,
-        sketch_rank=rank if config.features == "sketch" else 0,
+        sketch_rank=_sketch_rank(config, len(target.taps), target.hidden_size),
         corpus=_corpus(config, plan) | ({} if date is None else {DATE: date.isoformat()}),
         regeneration=_regeneration(config),
         code_version=specauf.__version__,
     )
+
+
+def _sketch_rank(config: BuildConfig, taps: int, hidden_size: int) -> int:
+    """Columns of the sketch; refused here, what the first shard's features would be thrown away for."""
+    if config.features != "sketch":
+        return 0
+    rank = config.sketch_rank or hidden_size
+    if rank > taps * hidden_size:
+        raise UserError(
+            f"sketch_rank is {rank}, {taps} taps of {hidden_size} channels allow 1 to {taps * hidden_size}: "
+            "set --sketch_rank"
+        )
+    if rank > config.fit_tokens:
+        raise UserError(
+            f"sketch_rank is {rank}, fit_tokens is {config.fit_tokens}, expected as many or more: "
+            "lower --sketch_rank or raise --fit_tokens"
+        )
+    return rank
 
 
 def _corpus(config: BuildConfig, plan: Plan) -> dict[str, Any]:

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_builder.builder import fit_codec, load_codec
+from cache_builder.builder import load_codec
+from cache_builder.config import BuildConfig
 from cache_builder.encode import feature_arrays
+from cache_builder.fit import Fitting
 from cache_builder.lock import BuildLock
 from cache_builder.writer import (
     StorageSpec,
@@ -179,15 +181,10 @@ def _codec(cache: Cache, new: Identity) -> FeatureCodec:
     if new.features == old.features:
         basis = codec.basis if codec.basis is None else np.ascontiguousarray(codec.basis[:, : new.sketch_rank])
         return replace(codec, basis=basis)
-    parts = [] if new.features == "none" else _features(cache, dict(cache.shard(0).arrays))
-    fitted, _ = fit_codec(
-        parts,
-        new.features,
-        taps=len(new.taps),
-        rank=new.sketch_rank,
-        fit_tokens=int(old.corpus.get("fit_tokens", 16_384)),
+    fitting = Fitting(
+        new.features, len(new.taps), new.sketch_rank, int(old.corpus.get("fit_tokens", BuildConfig.fit_tokens))
     )
-    return fitted
+    return fitting.codec(_features(cache, dict(cache.shard(0).arrays)) if fitting.needed else [])
 
 
 def _drops_of_plan(cache: Cache) -> dict[str, int]:

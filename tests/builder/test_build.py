@@ -172,7 +172,12 @@ def test_the_split_follows_the_question_not_the_order(tiny_target_dir: Path, tmp
         ({"k": 10_000}, "k is 10000, the target's vocabulary has"),
         ({"corpus": "/nowhere/corpus.jsonl"}, "does not exist"),
         ({"corpus": "python-stdlip"}, "Did you mean python-stdlib"),
-        ({"features": "sketch", "sketch_rank": 97}, "sketch rank is 97"),
+        ({"features": "sketch", "sketch_rank": 97}, "sketch_rank is 97, 3 taps of 32 channels allow 1 to 96: set"),
+        ({"features": "sketch", "fit_tokens": 20}, "sketch_rank is 32, fit_tokens is 20.*or raise --fit_tokens"),
+        (
+            {"features": "sketch", "sketch_rank": 96, "max_documents": 1, "min_answer_tokens": 1},
+            "sketch_rank is 96, .* allow 1 to .*: lower --sketch_rank, or raise --documents_per_shard",
+        ),
     ],
 )
 def test_a_bad_setting_is_one_line(

@@ -126,7 +126,7 @@ def test_repairing_the_target_keeps_the_fit(make: Make, monkeypatch: pytest.Monk
     cache = make()
     whole = digests(cache)
     (cache / "target/config.json").write_bytes(b"{}")
-    monkeypatch.setattr("cache_builder.builder.fit_codec", None)
+    monkeypatch.setattr("cache_builder.builder.Fitting", None)
     assert repair(str(cache), "cpu").problems == []
     assert digests(cache) == whole
 

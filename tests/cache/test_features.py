@@ -120,5 +120,5 @@ def test_nan_and_inf_are_refused(kind, bad):
 
 
 def test_rank_beyond_the_sample_is_refused():
-    with pytest.raises(UserError, match=r"sketch rank is 60.*allow 1 to 49"):
+    with pytest.raises(UserError, match=r"sketch_rank is 60.*allow 1 to 49"):
         fit_features(features(50), "sketch", TAPS, 60)
