@@ -1,12 +1,10 @@
 """What is fitted on which tokens, and that the error that a build prints is one on tokens which no fit saw."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cache_builder.cli import main
 from cache_builder.features import fit_features, reconstruction_error
 from cache_builder.fit import Fitting, loss_text
 from specauf.errors import UserError
@@ -69,17 +67,3 @@ def test_plain_features_are_not_fitted() -> None:
 def test_too_few_tokens_say_what_gives_more(fit_tokens: int, says: str) -> None:
     with pytest.raises(UserError, match=f"sketch_rank is 60, .* sample tokens .*: lower --sketch_rank, {says}$"):
         fitting(fit_tokens, rank=60).codec([features(50)])
-
-
-def test_an_estimate_of_too_few_tokens_asks_for_a_larger_sample(
-    tiny_target_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "corpus.jsonl").write_text('{"prompt": "why?"}\n')
-    words = [
-        "estimate", f"--target.model={tiny_target_dir}", "--target.name=tiny", "--target.dtype=float32",
-        "--target.taps=[1, 3, 5]", "--target.mask_token=<|mask|>", f"--corpus={tmp_path / 'corpus.jsonl'}",
-        "--accelerator=cpu", "--max_length=120", "--max_new_tokens=10", "--sketch_rank=96", "--k=4",
-        "--min_answer_tokens=1", "--max_compression=20",
-    ]  # fmt: skip
-    assert main(words) == 2
-    assert "lower --sketch_rank, or raise --sample" in capsys.readouterr().err
