@@ -1,6 +1,6 @@
 """The target as the builder runs it: hidden states, taps and the top-k of the output head, for any architecture."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +42,8 @@ class Target:
         k: log-probabilities to keep of each row.
 
     Raises:
-        UserError: the architecture has no list of layers, taps do not fit it, its head is not a plain matrix, or what
-            its parts give is not what the whole gives.
+        UserError: the architecture has no list of layers, taps are none, do not fit it or are given twice, its head is
+            not a plain matrix, or what its parts give is not what the whole gives.
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: TargetConfig, *, k: int) -> None:
@@ -52,11 +52,7 @@ class Target:
         self.num_layers: int = self.text_config.num_hidden_layers
         self.hidden_size: int = self.text_config.hidden_size
         self.taps = config.taps if config.taps is not None else default_taps(self.num_layers)
-        if wrong := [t for t in self.taps if not 0 <= t < self.num_layers - 1]:
-            raise UserError(
-                f"target {config.name}: tap {wrong[0]} of {self.num_layers} layers, "
-                f"expected 0 to {self.num_layers - 2}, for the last layer's output is normed: set --target.taps"
-            )
+        _require_taps(self.taps, self.num_layers, config.name)
         self.body: Any = model.get_decoder()
         head = model.get_output_embeddings()
         if head is None or getattr(head, "bias", None) is not None:
@@ -191,6 +187,26 @@ class Target:
                 f"target {self.name}: its logits are more than final norm and output head, which drafters cannot "
                 "share: not supported"
             )
+
+
+def _require_taps(taps: Sequence[int], layers: int, name: str) -> None:
+    """Refuse taps that cannot be read, and those that would store nothing or the same twice.
+
+    Raises:
+        UserError: there is none, one lies beyond the layers, or is given twice.
+    """
+    if not taps:
+        raise UserError(
+            f"target {name}: taps is empty, expected layers from 0 to {layers - 2}: set --target.taps; a cache without "
+            "features takes --features=none and any taps"
+        )
+    if wrong := [t for t in taps if not 0 <= t < layers - 1]:
+        raise UserError(
+            f"target {name}: tap {wrong[0]} of {layers} layers, "
+            f"expected 0 to {layers - 2}, for the last layer's output is normed: set --target.taps"
+        )
+    if twice := [t for i, t in enumerate(taps) if t in taps[:i]]:
+        raise UserError(f"target {name}: tap {twice[0]} is given twice, expected every tap once: set --target.taps")
 
 
 def _find_layers(body: nn.Module, count: int, name: str) -> nn.ModuleList:

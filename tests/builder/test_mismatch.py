@@ -142,6 +142,8 @@ ENDS: dict[str, tuple[Callable[[Path, Path], list[str]], list[str]]] = {
     "k": (lambda folder, tiny: ["--k=1000"], ["k is 1000", "vocabulary has 270"]),
     "tokenizer of a larger vocabulary": (_smaller_vocabulary, ["<|mask|>", "258", "200"]),
     "tap": (lambda folder, tiny: ["--target.taps=[1,7]"], ["tap 7 of 8 layers", "expected 0 to 6"]),
+    "no tap": (lambda folder, tiny: ["--target.taps=[]"], ["taps is empty", "set --target.taps", "--features=none"]),
+    "tap twice": (lambda folder, tiny: ["--target.taps=[1,3,1]"], ["tap 1 is given twice", "set --target.taps"]),
     "NaN": (_not_finite(float("nan")), ["NaN or Inf", "check the weights"]),
     "Inf": (_not_finite(float("inf")), ["NaN or Inf", "check the weights"]),
     "broken JSON": (_broken_line, ["broken.jsonl line 7", "is not JSON"]),
