@@ -63,7 +63,7 @@ def test_answers_equal_generate_token_by_token(batch_size: int) -> None:
 
 @pytest.mark.parametrize("seed", [1, 4])
 def test_in_bfloat16_where_logits_tie_answers_equal_generate(seed: int) -> None:
-    t, asked = target(make_target(seed).to(torch.bfloat16)), prompts(40, seed)
+    t, asked = target(make_target(seed).to(torch.bfloat16)), prompts(16, seed)
     answers = answer_all(t, asked, max_new_tokens=20, batch_size=1)
     ties = sum(int((a.topk_logprobs[:, 0] == a.topk_logprobs[:, 1]).sum()) for a in answers)
     assert ties > 4, "two tokens must be the most probable ones now and then for this test to say anything"
