@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cache_builder.config import BuildConfig
+from cache_builder.sigterm import sigterm_interrupts
 from specauf.cache.schema import FeatureKind
 from specauf.command import CommandParser
 from specauf.configs import find_config, known_configs, require_yaml
@@ -42,11 +43,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str]) -> None:
-    """Run one command.
+    """Run one command; SIGTERM ends it as Ctrl-C does.
 
     Raises:
         UserError: the command or an option is wrong, or what the command raises.
+        KeyboardInterrupt: it was interrupted or terminated.
     """
+    with sigterm_interrupts():
+        _dispatch(argv)
+
+
+def _dispatch(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
         print("usage: cache-builder COMMAND [options]\n\n" + "\n".join(lines))

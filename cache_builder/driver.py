@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import logging
 import os
+import signal
 import time
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -21,11 +22,12 @@ from cache_builder.config import BuildConfig
 from cache_builder.documents import Advance
 from cache_builder.lock import BuildLock
 from cache_builder.shard_writer import ShardWriter
+from cache_builder.sigterm import Sigterm
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location
 from specauf.cache.reader import TARGET
 from specauf.cache.schema import Manifest
-from specauf.errors import UserError
+from specauf.errors import TerminatedError, UserError, status_of
 from specauf.progress import Advance as Show
 from specauf.progress import progress
 
@@ -45,6 +47,8 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
 
     Raises:
         UserError: anything that a user can put right.
+        KeyboardInterrupt: the build was interrupted or terminated; what is committed stays. SystemExit on ranks other
+            than the first.
     """
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     world = config.devices * config.num_nodes
@@ -53,6 +57,7 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
         # Ranks that share cores and each start a thread per core spend their time waiting for each other.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.devices))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet_end(speaks=first))
         lock = stack.enter_context(BuildLock(place)) if first else None
         work = open_build(config, device=device_of(config))
         show: Show = _silent
@@ -66,16 +71,27 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
         return work.finish() if first else None
 
 
+@contextlib.contextmanager
+def _quiet_end(*, speaks: bool) -> Iterator[None]:
+    """When all ranks are interrupted, only the first says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if speaks:
+            raise
+        raise SystemExit(status_of(stopped)) from stopped
+
+
 def _run(work: Build, advance: Advance) -> None:
     """Build all missing shards under Lightning, on every rank.
 
     Raises:
         UserError: what the first rank that failed says, on every rank.
+        KeyboardInterrupt: a rank was interrupted or terminated, on every rank.
     """
     config = work.config
     world = config.devices * config.num_nodes
     with ShardWriter(work.write, beside=work.target.device.type == "cuda") as writer, _quiet_lightning():
-        module = _ShardModule(work, writer, advance)
         trainer = L.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
@@ -87,26 +103,45 @@ def _run(work: Build, advance: Advance) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.predict(module, return_predictions=False)
-    ends: list[Any] = [(module.error, module.interrupted)]
-    if torch.distributed.is_initialized():
-        ends = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(ends, (module.error, module.interrupted))
+        with Sigterm(lambda: _pass_on(trainer)) as sigterm:
+            module = _ShardModule(work, writer, advance, sigterm)
+            _predict(trainer, module)
+            ends: list[Any] = [module.end]
+            if torch.distributed.is_initialized():
+                ends = [None] * torch.distributed.get_world_size()
+                torch.distributed.all_gather_object(ends, module.end)
     require_all_done(ends)
 
 
-def require_all_done(ends: Sequence[tuple[str | None, bool]]) -> None:
+def _predict(trainer: L.Trainer, module: L.LightningModule) -> None:
+    try:
+        trainer.predict(module, return_predictions=False)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # which Lightning turns into a status of 1
+            raise ended.__context__ from None
+        raise
+
+
+def _pass_on(trainer: L.Trainer) -> None:
+    """Tell the ranks that this one has started: `kill` names one process only."""
+    launcher = trainer.strategy.launcher
+    if launcher is not None:
+        launcher.kill(signal.SIGTERM)
+
+
+def require_all_done(ends: Sequence[tuple[str | None, type[KeyboardInterrupt] | None]]) -> None:
     """Let no rank go on to finish the cache when one of them did not come to its end.
 
     Args:
-        ends: of each rank its error, and whether it was interrupted.
+        ends: of each rank its error, and what interrupted it.
 
     Raises:
-        KeyboardInterrupt: one was interrupted.
+        KeyboardInterrupt: one was interrupted, or terminated.
         UserError: what the first rank that failed says.
     """
-    if any(interrupted for _, interrupted in ends):
-        raise KeyboardInterrupt
+    for _, interrupted in ends:
+        if interrupted is not None:
+            raise interrupted
     for error, _ in ends:
         if error is not None:
             raise UserError(error)
@@ -115,12 +150,18 @@ def require_all_done(ends: Sequence[tuple[str | None, bool]]) -> None:
 class _ShardModule(L.LightningModule):
     """Each prediction builds a shard. A rank that fails stays until the others are done, so that none waits for it."""
 
-    def __init__(self, work: Build, writer: ShardWriter, advance: Advance) -> None:
+    def __init__(self, work: Build, writer: ShardWriter, advance: Advance, sigterm: Sigterm) -> None:
         super().__init__()
-        self.work, self.writer, self.advance = work, writer, advance
+        self.work, self.writer, self.sigterm = work, writer, sigterm
+        self._show = advance
         self.codec: FeatureCodec | None = None
         self.error: str | None = None
-        self.interrupted = False
+        self.interrupted: type[KeyboardInterrupt] | None = None
+
+    @property
+    def end(self) -> tuple[str | None, type[KeyboardInterrupt] | None]:
+        """This rank's error, and what interrupted it."""
+        return self.error, TerminatedError if self.sigterm.came else self.interrupted
 
     def predict_dataloader(self) -> DataLoader[int]:
         """This rank's missing shards; the first rank says which ones are missing."""
@@ -128,9 +169,18 @@ class _ShardModule(L.LightningModule):
         mine: Any = missing[self.trainer.global_rank :: self.trainer.world_size]
         return DataLoader(mine, batch_size=None, num_workers=0)
 
+    def on_predict_start(self) -> None:
+        """Answer SIGTERM again: Lightning's handler starts a collective wherever it comes, and then goes on."""
+        self.sigterm.listen()
+
+    def advance(self, tokens: int, documents: float) -> None:
+        """Report a step, and end here if this rank is to."""
+        self.sigterm.check()
+        self._show(tokens, documents)
+
     def predict_step(self, number: int, *args: Any) -> None:
         """Build one shard."""
-        if self.error is not None or self.interrupted:
+        if self.end != (None, None):
             return
         with self._ends():
             if self.codec is None:
@@ -150,9 +200,9 @@ class _ShardModule(L.LightningModule):
             yield
         except UserError as error:
             self.error = str(error)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             # Lightning would end the process with a message of its own.
-            self.interrupted = True
+            self.interrupted = type(stopped)
 
     def transfer_batch_to_device(self, batch: int, device: torch.device, dataloader_idx: int) -> int:
         """A shard's number stays what it is."""

@@ -1,6 +1,7 @@
 """Errors a user can act on, and the one place that turns them into an exit status."""
 
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -11,6 +12,15 @@ class UserError(Exception):
     The message is one line that names the field, the value found, the value expected and what to do next.
     Commands print it without a traceback and exit with status 2.
     """
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM asked this process to end; it passes through whatever lets Ctrl-C pass."""
+
+
+def status_of(stopped: KeyboardInterrupt) -> int:
+    """The exit status that a shell gives for the signal."""
+    return 128 + (signal.SIGTERM if isinstance(stopped, TerminatedError) else signal.SIGINT)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
@@ -24,7 +34,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
 def run_command(command: Callable[[], object]) -> int:
     """Run a command line's body; returns the exit status.
 
-    0; 2 after one line on stderr for a `UserError`, or for a file that cannot be read or written; 130 when interrupted.
+    0; 2 after one line on stderr for a `UserError`, or for a file that cannot be read or written; 130 when interrupted,
+    143 when terminated.
     """
     try:
         command()
@@ -36,7 +47,8 @@ def run_command(command: Callable[[], object]) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}; name another file or directory, or mend it", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on from here", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        said = "terminated" if isinstance(stopped, TerminatedError) else "interrupted"
+        print(f"{said}: run the same command again to go on from here", file=sys.stderr)
+        return status_of(stopped)
     return 0

@@ -5,7 +5,7 @@
 Each line of standard input is JSON: `build`, the fields of a `BuildConfig`, and how the builder ends: by itself, by
 SIGKILL after `seconds`, or by SIGKILL when it stores its `nth` object whose name matches `pattern`, at a `moment` of
 that: `empty` (a temporary file is there), `half` (half of its bytes are), `whole` (all of them), `renamed` (it has its
-name).
+name). With `signal` it is that one in the place of SIGKILL, and with `says` the builder's errors go to that file.
 Answers with a line of JSON for each: `status`, what `waitpid` says, and the builder's `seconds`.
 """
 
@@ -23,16 +23,17 @@ import torch
 
 from cache_builder.config import BuildConfig
 from cache_builder.driver import build
+from cache_builder.sigterm import sigterm_interrupts
+from specauf.errors import run_command
 from specauf.targets import TargetConfig
 
 
-def die() -> None:
-    """End as a killed process does: no clean-up runs."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def kill_at(pattern: str, nth: int, moment: str) -> None:
+def kill_at(pattern: str, nth: int, moment: str, name_of_signal: str = "SIGKILL") -> None:
     """Die at a moment of the nth matching object; every object is flushed once, and then its directory is."""
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.Signals[name_of_signal])
+
     flush, seen, named = os.fsync, 0, False
 
     def fsync(descriptor: int) -> None:
@@ -40,6 +41,7 @@ def kill_at(pattern: str, nth: int, moment: str) -> None:
         path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         name = re.sub(r"\.specauf-tmp-\d+$", "", path)
         if named:
+            named = False
             die()
         if name != path and re.search(pattern, name):
             seen += 1
@@ -55,14 +57,18 @@ def kill_at(pattern: str, nth: int, moment: str) -> None:
     os.fsync = fsync  # type: ignore[assignment]
 
 
-def run(order: dict[str, Any]) -> None:
-    """A builder's whole life."""
+def run(order: dict[str, Any]) -> int:
+    """A builder's whole life, and its exit status."""
+    if "says" in order:
+        os.dup2(os.open(order["says"], os.O_WRONLY | os.O_CREAT), 2)
     os.dup2(2, 1)
     if "pattern" in order:
-        kill_at(order["pattern"], order["nth"], order["moment"])
+        kill_at(order["pattern"], order["nth"], order["moment"], order.get("signal", "SIGKILL"))
     settings = order["build"]
     target = settings.pop("target")
-    build(BuildConfig(TargetConfig(**target | {"taps": tuple(target["taps"])}), **settings))
+    config = BuildConfig(TargetConfig(**target | {"taps": tuple(target["taps"])}), **settings)
+    with sigterm_interrupts():
+        return run_command(lambda: build(config))
 
 
 def main() -> None:
@@ -74,11 +80,11 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             try:
-                run(order)
+                status = run(order)
             except BaseException:  # noqa: BLE001 -- a forked child must end here, whatever happened
                 traceback.print_exc()
                 os._exit(1)
-            os._exit(0)
+            os._exit(status)
         if "seconds" in order:
             time.sleep(order["seconds"])
             os.kill(child, signal.SIGKILL)

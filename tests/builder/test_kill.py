@@ -1,6 +1,7 @@
 """Builders killed at random moments of every kind of writing; the next run ends in the bytes of an unbroken one."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -136,6 +137,26 @@ def test_killed_while_an_object_is_written(
 ) -> None:
     here = settings | {"out": str(tmp_path / "cache")}
     assert nursery(here, pattern=pattern, nth=nth, moment=moment)["status"] == signal.SIGKILL
+    expect_the_same_in_the_end(nursery, here, unbroken[0])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "left"),
+    [(r"/target/weights", "identity.json"), (r"shard-00001\.zarr/", "shard-00001.json")],
+    ids=["before the ranks begin", "while they work"],
+)
+def test_terminated_as_by_ctrl_c(
+    nursery: Nursery, settings: dict[str, Any], unbroken: Any, tmp_path: Path, pattern: str, left: str
+) -> None:
+    here, says = settings | {"out": str(tmp_path / "cache")}, tmp_path / "says"
+    ended = nursery(here, pattern=pattern, nth=1, moment="whole", signal="SIGTERM", says=str(says))
+    assert os.waitstatus_to_exitcode(ended["status"]) == 143
+    said = says.read_text()
+    assert said.splitlines()[-1] == "terminated: run the same command again to go on from here"
+    assert "Traceback" not in said
+    found = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert left in found
+    assert not {"manifest.json", "builder.lock"} & found
     expect_the_same_in_the_end(nursery, here, unbroken[0])
 
 

@@ -25,7 +25,7 @@ from cache_builder.shrink import shrink
 from specauf.cache import open_cache, verify
 from specauf.cache.location import Location, sha256
 from specauf.cache.schema import seal
-from specauf.errors import UserError
+from specauf.errors import TerminatedError, UserError
 from tests.builder.conftest import digests, write_jsonl
 from tests.builder.test_build import config
 
@@ -247,11 +247,12 @@ def test_shards_are_stored_alike(make: Make, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_rank_keeps_the_first_from_finishing() -> None:
-    require_all_done([(None, False), (None, False)])
-    with pytest.raises(KeyboardInterrupt):
-        require_all_done([(None, False), (None, True)])
+    require_all_done([(None, None), (None, None)])
+    for interrupted in (KeyboardInterrupt, TerminatedError):
+        with pytest.raises(interrupted):
+            require_all_done([(None, None), (None, interrupted)])
     with pytest.raises(UserError, match="no room"):
-        require_all_done([(None, False), ("no room", False)])
+        require_all_done([(None, None), ("no room", None)])
 
 
 def test_the_lock_holds_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
