@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -211,13 +211,27 @@ class Build:
         """
         return self.maker.make(self.plan.shard(number), advance)
 
-    def write(self, number: int, documents: list[BuiltDocument], drops: dict[str, int], codec: FeatureCodec) -> None:
+    def write(
+        self,
+        number: int,
+        documents: list[BuiltDocument],
+        drops: dict[str, int],
+        codec: FeatureCodec,
+        confirm: Callable[[], object] = lambda: None,
+    ) -> None:
         """Commit a shard.
+
+        Args:
+            number: of the shard.
+            documents: as `make` gives them.
+            drops: as well.
+            codec: how features are stored.
+            confirm: of the lock, just before the shard is replaced.
 
         Raises:
             UserError: the features hold NaN, or the disk is full.
         """
-        spec = StorageSpec(self.identity, codec, self.config.compress_features, self.target.device)
+        spec = StorageSpec(self.identity, codec, self.config.compress_features, self.target.device, confirm)
         write_shard(self.config.out, number, documents, spec, drops)
 
     def require_begun(self) -> None:

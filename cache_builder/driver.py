@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from cache_builder.builder import Build, load_codec, open_build
 from cache_builder.config import BuildConfig
 from cache_builder.documents import Advance
-from cache_builder.lock import BuildLock
+from cache_builder.lock import BuildLock, LockLostError, RankLock
 from cache_builder.shard_writer import ShardWriter
 from cache_builder.sigterm import Sigterm
 from specauf.cache.features import FeatureCodec
@@ -67,8 +67,11 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
             done = documents - sum(len(work.plan.shard(n)) for n in work.missing())
             show = stack.enter_context(progress("build", float(documents), unit="documents", initial=float(done)))
             work.prepare(_advance(show, 1, lock), again=TARGET in again)
-        _run(work, _advance(show, world, lock))
-        return work.finish() if first else None
+        _run(work, _advance(show, world), lock)
+        if lock is None:
+            return None
+        lock.confirm()
+        return work.finish()
 
 
 @contextlib.contextmanager
@@ -82,10 +85,11 @@ def _quiet_end(*, speaks: bool) -> Iterator[None]:
         raise SystemExit(status_of(stopped)) from stopped
 
 
-def _run(work: Build, advance: Advance) -> None:
+def _run(work: Build, advance: Advance, lock: BuildLock | None) -> None:
     """Build all missing shards under Lightning, on every rank.
 
     Raises:
+        LockLostError: the directory is no longer this build's, on the ranks that see it.
         UserError: what the first rank that failed says, on every rank.
         KeyboardInterrupt: a rank was interrupted or terminated, on every rank.
     """
@@ -104,13 +108,14 @@ def _run(work: Build, advance: Advance) -> None:
             enable_model_summary=False,
         )
         with Sigterm(lambda: _pass_on(trainer)) as sigterm:
-            module = _ShardModule(work, writer, advance, sigterm)
+            module = _ShardModule(work, writer, advance, sigterm, lock)
             _predict(trainer, module)
             ends: list[Any] = [module.end]
             if torch.distributed.is_initialized():
                 ends = [None] * torch.distributed.get_world_size()
                 torch.distributed.all_gather_object(ends, module.end)
     require_all_done(ends)
+    sigterm.check()
 
 
 def _predict(trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -150,10 +155,13 @@ def require_all_done(ends: Sequence[tuple[str | None, type[KeyboardInterrupt] | 
 class _ShardModule(L.LightningModule):
     """Each prediction builds a shard. A rank that fails stays until the others are done, so that none waits for it."""
 
-    def __init__(self, work: Build, writer: ShardWriter, advance: Advance, sigterm: Sigterm) -> None:
+    def __init__(
+        self, work: Build, writer: ShardWriter, advance: Advance, sigterm: Sigterm, lock: BuildLock | None
+    ) -> None:
         super().__init__()
         self.work, self.writer, self.sigterm = work, writer, sigterm
         self._show = advance
+        self.lock: BuildLock | RankLock | None = lock
         self.codec: FeatureCodec | None = None
         self.error: str | None = None
         self.interrupted: type[KeyboardInterrupt] | None = None
@@ -164,8 +172,11 @@ class _ShardModule(L.LightningModule):
         return self.error, TerminatedError if self.sigterm.came else self.interrupted
 
     def predict_dataloader(self) -> DataLoader[int]:
-        """This rank's missing shards; the first rank says which ones are missing."""
-        missing = self.trainer.strategy.broadcast(self.work.missing(), src=0)
+        """This rank's missing shards; the first rank says which ones are missing, and under which lock."""
+        said: Any = (self.work.missing(), self.lock.me if isinstance(self.lock, BuildLock) else None)
+        missing, owner = self.trainer.strategy.broadcast(said, src=0)
+        if self.lock is None:
+            self.lock = RankLock(Location(self.work.config.out), owner)
         mine: Any = missing[self.trainer.global_rank :: self.trainer.world_size]
         return DataLoader(mine, batch_size=None, num_workers=0)
 
@@ -175,18 +186,22 @@ class _ShardModule(L.LightningModule):
 
     def advance(self, tokens: int, documents: float) -> None:
         """Report a step, and end here if this rank is to."""
+        assert self.lock is not None
         self.sigterm.check()
+        self.lock.check()
         self._show(tokens, documents)
 
     def predict_step(self, number: int, *args: Any) -> None:
         """Build one shard."""
         if self.end != (None, None):
             return
+        assert self.lock is not None
         with self._ends():
+            self.lock.confirm()
             if self.codec is None:
                 self.work.require_begun()
                 self.codec = load_codec(self.work.config.out, self.work.identity)
-            self.writer(number, *self.work.make(int(number), self.advance), self.codec)
+            self.writer(number, *self.work.make(int(number), self.advance), self.codec, self.lock.confirm)
 
     def on_predict_end(self) -> None:
         """Wait for the last shard."""
@@ -198,6 +213,8 @@ class _ShardModule(L.LightningModule):
         """Keep what ends this rank's work, for `_run` to raise."""
         try:
             yield
+        except LockLostError:
+            raise  # the first rank may be dead, and who waits for it waits for ever
         except UserError as error:
             self.error = str(error)
         except KeyboardInterrupt as stopped:
@@ -209,8 +226,8 @@ class _ShardModule(L.LightningModule):
         return batch
 
 
-def _advance(show: Show, ranks: int, lock: BuildLock | None) -> Advance:
-    """Progress of all ranks by that of this one, and the check that the directory is still ours."""
+def _advance(show: Show, ranks: int, lock: BuildLock | None = None) -> Advance:
+    """Progress of all ranks by that of this one, and before they begin the check that the directory is still ours."""
     started, tokens = time.monotonic(), 0
 
     def advance(more_tokens: int, documents: float) -> None:

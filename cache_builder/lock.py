@@ -17,6 +17,10 @@ from specauf.errors import UserError
 BEAT_SECONDS, STALE_SECONDS = 15.0, 120.0
 
 
+class LockLostError(UserError):
+    """The directory is no longer this build's: nothing may be written there, and nobody is left to wait for."""
+
+
 @dataclass(frozen=True)
 class Owner:
     """Who builds.
@@ -58,12 +62,13 @@ class BuildLock:
         self.me = Owner(secrets.token_hex(8), _host(), os.getpid(), _born(os.getpid()), time.time())
         self._done = threading.Event()
         self._lost = False
+        self._heard = time.monotonic()
         self._thread = threading.Thread(target=self._keep_alive, name="cache-lock", daemon=True)
 
     def __enter__(self) -> "BuildLock":
         if self.place.is_file():
             raise UserError(f"{self.place.url} is a file, expected a directory for the cache: give another --out")
-        found = self._read()
+        found = _owner(self.place)
         if found is not None and found.alive:
             raise self._taken(found)
         if found is not None:
@@ -75,38 +80,36 @@ class BuildLock:
     def __exit__(self, *exc: object) -> None:
         self._done.set()
         self._thread.join()
-        owner = self._read()
+        owner = _owner(self.place)
         if owner is not None and owner.token == self.me.token:
             self.place.remove(LOCK)
 
     def check(self) -> None:
-        """Stop when another builder has taken the directory over.
+        """Stop when another builder has taken the directory over, or may have; cheap, for between two steps.
 
         Raises:
-            UserError: the lock is another's.
+            LockLostError: the lock is another's.
+            UserError: for long no sign of life has reached the store, and it still does not answer.
         """
         if self._lost:
-            raise UserError(f"{self.place.url}: another builder took this cache over: this one stops")
+            raise _taken_over(self.place)
+        if time.monotonic() - self._heard > STALE_SECONDS:
+            self.confirm()
+
+    def confirm(self) -> None:
+        """As `check`, by the lock itself: before work is begun, and before anything is replaced.
+
+        Raises:
+            LockLostError: the lock is gone, or another's.
+            UserError: it cannot be read.
+        """
+        _confirm(self.place, self.me)
 
     def _taken(self, owner: Owner) -> UserError:
         where = "" if owner.host == _host() else f" on {owner.host.split('/')[0]}"
         return UserError(
             f"{self.place.url} is being built by process {owner.pid}{where}: wait for it, or end it and run this again"
         )
-
-    def _read(self) -> Owner | None:
-        try:
-            return self._parse(self.place.read(LOCK))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    @staticmethod
-    def _parse(data: bytes) -> Owner:
-        try:
-            return Owner(**json.loads(data))
-        except (ValueError, TypeError):
-            # A lock that was cut short belongs to a writer that died.
-            return Owner("", "", 0, 0, 0.0)
 
     def _bury(self, dead: Owner) -> None:
         """Take a dead owner's lock away, so that only one of several heirs does it."""
@@ -118,7 +121,7 @@ class BuildLock:
             (local / LOCK).rename(grave)
         except FileNotFoundError:
             return
-        moved = self._parse(grave.read_bytes())
+        moved = _parse(grave.read_bytes())
         if moved.token != dead.token:
             # A living heir was faster, and this was its lock: put it back.
             with contextlib.suppress(FileExistsError):
@@ -133,7 +136,7 @@ class BuildLock:
         if local is None:
             self.place.write(LOCK, data)
             time.sleep(1.0)
-            winner = self._read()
+            winner = _owner(self.place)
             if winner is not None and winner.token != self.me.token:
                 raise self._taken(winner)
             return
@@ -142,19 +145,82 @@ class BuildLock:
         try:
             _place_once(local / draft, local / LOCK)
         except FileExistsError:
-            raise self._taken(self._read() or self.me) from None
+            raise self._taken(_owner(self.place) or self.me) from None
         finally:
             self.place.remove(draft)
 
     def _keep_alive(self) -> None:
-        while not self._done.wait(BEAT_SECONDS):
-            owner = self._read()
-            if owner is not None and owner.token != self.me.token:
-                self._lost = True
-                return
-            # A full disk is for the builder to report; the lock then just looks old.
-            with contextlib.suppress(UserError):
-                self.place.write(LOCK, json.dumps(asdict(self.me) | {"beat": time.time()}).encode())
+        while not self._lost and not self._done.wait(BEAT_SECONDS):
+            # A store's hiccup passes until the next beat, and a full disk is for the builder to report.
+            with contextlib.suppress(UserError, OSError):
+                self._beat()
+
+    def _beat(self) -> None:
+        owner = _owner(self.place)
+        if owner is not None and owner.token != self.me.token:
+            self._lost = True
+            return
+        self.place.write(LOCK, json.dumps(asdict(self.me) | {"beat": time.time()}).encode())
+        self._heard = time.monotonic()
+
+
+class RankLock:
+    """A build's lock as seen by its other ranks, which the first one told who holds it.
+
+    Args:
+        place: the cache's directory.
+        owner: the first rank.
+    """
+
+    def __init__(self, place: Location, owner: Owner) -> None:
+        self.place, self.owner = place, owner
+        # Ranks elsewhere, or started by SLURM, are no children of it; they see its end by the next builder's lock.
+        self._child = os.getppid() == owner.pid
+
+    def check(self) -> None:
+        """Stop when the first rank, which started this one, has died; cheap, for between two steps.
+
+        Raises:
+            LockLostError: it has.
+        """
+        if self._child and os.getppid() != self.owner.pid:
+            raise LockLostError(f"{self.place.url}: the first rank has ended: run the same command again to go on")
+
+    def confirm(self) -> None:
+        """As `BuildLock.confirm`, and `check`."""
+        self.check()
+        _confirm(self.place, self.owner)
+
+
+def _confirm(place: Location, mine: Owner) -> None:
+    try:
+        owner = _owner(place)
+    except OSError:
+        # A network's file system may lose a file that its owner replaces while it is read here: once, not twice.
+        owner = _owner(place)
+    if owner is None:
+        raise LockLostError(f"{place.url}: {LOCK} is gone: run the same command again to go on from here")
+    if owner.token != mine.token:
+        raise _taken_over(place)
+
+
+def _taken_over(place: Location) -> "LockLostError":
+    return LockLostError(f"{place.url}: another builder took this cache over: this one stops")
+
+
+def _owner(place: Location) -> Owner | None:
+    try:
+        return _parse(place.read(LOCK))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _parse(data: bytes) -> Owner:
+    try:
+        return Owner(**json.loads(data))
+    except (ValueError, TypeError):
+        # A lock that was cut short belongs to a writer that died.
+        return Owner("", "", 0, 0, 0.0)
 
 
 def _place_once(draft: Path, lock: Path) -> None:

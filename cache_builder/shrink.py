@@ -81,7 +81,7 @@ def shrink(
             write_target_files(out, identity, files, _codec(cache, identity))
         if compress_features is None:
             compress_features = _compressed(cache)
-        spec = StorageSpec(identity, load_codec(out, identity), compress_features)
+        spec = StorageSpec(identity, load_codec(out, identity), compress_features, confirm=lock.confirm)
         done = committed_shards(out, identity)
         for number in range(cache.num_shards):
             lock.check()
@@ -90,6 +90,7 @@ def shrink(
                 arrays = smaller_arrays(cache, number, spec)
                 write_arrays(out, number, arrays, spec, record.counts.argmax_is_data_sum, record.drops)
             advance(1)
+        lock.confirm()
         return write_manifest(out, identity, cache.num_shards, _drops_of_plan(cache))
 
 

@@ -7,7 +7,7 @@ record is there, and that is written after the shard's data; what a killed write
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -60,12 +60,14 @@ class StorageSpec:
         codec: how features are stored.
         compress_features: also compress their arrays.
         device: where to work on features.
+        confirm: called just before a shard is replaced; raises when the directory is no longer the caller's.
     """
 
     identity: Identity
     codec: FeatureCodec
     compress_features: bool = False
     device: torch.device | str = "cpu"
+    confirm: Callable[[], object] = lambda: None
 
 
 def shard_name(number: int) -> str:
@@ -218,6 +220,7 @@ def write_shard(
     """
     if not documents:
         name = shard_name(number)
+        spec.confirm()
         return _commit(Location(cache_dir), name, f"{name}.zarr", {}, spec.identity, Counts(), dict(drops or {}))
     arrays = shard_arrays(documents, spec.identity, spec.codec, spec.device)
     top1 = np.concatenate([d.topk_ids[:, 0] == d.tokens[d.row_index + 1] for d in documents])
@@ -252,6 +255,7 @@ def write_arrays(
     attributes = field_attributes(arrays, spec.identity)
     objects = encode_group(arrays, attributes, compress_features=spec.compress_features)
     name = shard_name(number)
+    spec.confirm()
     return _commit(Location(cache_dir), name, f"{name}.zarr", objects, spec.identity, counts, dict(drops or {}))
 
 

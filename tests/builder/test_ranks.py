@@ -2,34 +2,46 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from cache_builder.lock import BuildLock
+import cache_builder.lock
+from cache_builder.builder import Build
+from cache_builder.driver import build
+from cache_builder.lock import STALE_SECONDS, BuildLock, LockLostError, RankLock
 from specauf.cache import open_cache, verify
 from specauf.cache.location import Location
 from specauf.cache.reader import LOCK
 from specauf.errors import UserError
 from tests.builder.conftest import digests, write_jsonl
+from tests.builder.test_build import config
+
+
+def on_ranks(tiny_target_dir: Path, folder: Path, documents: int) -> list[str]:
+    """The command of a build without `out` and `devices`."""
+    corpus = write_jsonl(folder / "corpus.jsonl", [{"prompt": f"question number {i}"} for i in range(documents)])
+    target = {"name": "tiny", "model": str(tiny_target_dir), "dtype": "float32", "taps": [1, 3, 5]}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({"target": target | {"mask_token": "<|mask|>"}}))
+    return [
+        sys.executable, "-m", "cache_builder", "build", f"--config={folder / 'tiny.yaml'}", f"--corpus={corpus}",
+        "--max_length=120", "--max_new_tokens=10", "--documents_per_shard=6", "--k=4", "--features=sketch",
+        "--sketch_rank=16", "--max_compression=20", "--accelerator=cpu",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
 def test_two_ranks_give_the_bytes_of_one(tiny_target_dir: Path, tmp_path: Path) -> None:
-    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"prompt": f"question number {i}"} for i in range(40)])
-    target = {"name": "tiny", "model": str(tiny_target_dir), "dtype": "float32", "taps": [1, 3, 5]}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"target": target | {"mask_token": "<|mask|>"}}))
     for devices in (1, 2):
-        command = [
-            sys.executable, "-m", "cache_builder", "build", f"--config={tmp_path / 'tiny.yaml'}", f"--corpus={corpus}",
-            f"--out={tmp_path / str(devices)}", "--max_length=120", "--max_new_tokens=10", "--documents_per_shard=6",
-            "--k=4", "--features=sketch", "--sketch_rank=16", "--max_compression=20", "--accelerator=cpu",
-            f"--devices={devices}",
-        ]  # fmt: skip
+        command = [*on_ranks(tiny_target_dir, tmp_path, 40), f"--out={tmp_path / str(devices)}", f"--devices={devices}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
     assert open_cache(str(tmp_path / "2")).num_shards == 7
@@ -79,3 +91,150 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     ):
         pass
     assert "\n" not in str(caught.value)
+
+
+class Beats:
+    """Stands in for the event that the heartbeat waits for: before each beat something happens, then the end comes."""
+
+    def __init__(self, *happens: Callable[[], object]) -> None:
+        self.happens = iter(happens)
+
+    def wait(self, seconds: float) -> bool:
+        happens = next(self.happens, None)
+        if happens is not None:
+            happens()
+        return happens is None
+
+
+def beat_of(place: Location) -> float:
+    return float(json.loads(place.read(LOCK))["beat"])
+
+
+def take_over(place: Location) -> None:
+    other = asdict(replace(BuildLock(place).me, token="other", host="elsewhere/boot"))
+    place.write(LOCK, json.dumps(other).encode())
+
+
+@pytest.mark.parametrize("trouble", [UserError("503 Slow Down"), OSError("stale file handle")])
+@pytest.mark.parametrize("method", ["read", "write"])
+def test_a_hiccup_of_the_store_does_not_end_the_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception, method: str
+) -> None:
+    place = Location(f"memory://{tmp_path.name}-beat")
+    lock = BuildLock(place)
+    place.write(LOCK, json.dumps(asdict(lock.me) | {"beat": 0.0}).encode())
+
+    def fail(*args: Any) -> bytes:
+        raise trouble
+
+    def succeed() -> None:
+        monkeypatch.undo()
+        assert beat_of(place) == 0.0
+
+    def taken() -> None:
+        assert beat_of(place) > 0.0
+        lock.check()
+        take_over(place)
+
+    lock._done = Beats(lambda: monkeypatch.setattr(Location, method, fail), succeed, taken)  # type: ignore[assignment]
+    lock._keep_alive()
+    with pytest.raises(LockLostError, match="another builder took this cache over"):
+        lock.check()
+
+
+def test_after_a_long_silence_the_lock_itself_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Location(str(tmp_path / "cache"))
+    with BuildLock(place) as lock:
+        take_over(place)
+        lock.check()  # the next beat would tell
+        monkeypatch.setattr(cache_builder.lock.time, "monotonic", lambda: lock._heard + STALE_SECONDS + 1)
+        with pytest.raises(LockLostError, match="another builder took this cache over"):
+            lock.check()
+        place.write(LOCK, json.dumps(asdict(lock.me)).encode())
+        lock.check()
+        place.remove(LOCK)
+        with pytest.raises(LockLostError, match=r"builder\.lock is gone: run the same command again"):
+            lock.check()
+
+
+def test_other_ranks_stop_when_the_lock_is_anothers_or_the_first_rank_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Location(str(tmp_path / "cache"))
+    with BuildLock(place) as first:
+        monkeypatch.setattr(os, "getppid", lambda: first.me.pid)
+        child = RankLock(place, first.me)
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        elsewhere = RankLock(place, first.me)
+        for there in (elsewhere.check, elsewhere.confirm):
+            there()
+        for here in (child.check, child.confirm):
+            with pytest.raises(LockLostError, match="the first rank has ended: run the same command again"):
+                here()
+        take_over(place)
+        with pytest.raises(LockLostError, match="another builder took this cache over"):
+            elsewhere.confirm()
+
+
+def test_a_file_that_is_lost_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Location(str(tmp_path / "cache"))
+    read, failures = Location.read, [OSError("stale file handle")]
+
+    def lost(self: Location, name: str) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read(self, name)
+
+    with BuildLock(place) as lock:
+        monkeypatch.setattr(Location, "read", lost)
+        lock.confirm()
+    assert not failures
+
+
+@pytest.mark.parametrize("moment", ["make", "write"])
+def test_nothing_is_replaced_under_the_lock_of_another(
+    tiny_target_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"prompt": f"question number {i}"} for i in range(12)])
+    place = Location(str(tmp_path / "cache"))
+    work, theirs = getattr(Build, moment), b"committed by the builder that took over"
+
+    def overtaken(self: Build, number: int, *rest: Any) -> Any:
+        if number == 1:
+            take_over(place)
+            place.write("shard-00001.json", theirs)
+        return work(self, number, *rest)
+
+    monkeypatch.setattr(Build, moment, overtaken)
+    with pytest.raises(LockLostError, match="another builder took this cache over"):
+        build(config(tiny_target_dir, corpus, tmp_path / "cache", documents_per_shard=4))
+    assert place.read("shard-00001.json") == theirs
+    assert json.loads(place.read(LOCK))["token"] == "other"
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_the_others_end_when_the_first_rank_is_killed(tiny_target_dir: Path, tmp_path: Path) -> None:
+    command = [*on_ranks(tiny_target_dir, tmp_path, 4000), f"--out={tmp_path / 'cache'}", "--devices=2"]
+    with (tmp_path / "said").open("w") as said:
+        first = subprocess.Popen(command, stderr=said)
+        for _ in range(1200):
+            if (tmp_path / "cache" / "shard-00002.json").exists() or first.poll() is not None:
+                break
+            time.sleep(0.1)
+        ranks = [p for p in children_of(first.pid) if b"cache_builder" in Path(f"/proc/{p}/cmdline").read_bytes()]
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    assert len(ranks) == 1
+    for _ in range(600):
+        if cache_builder.lock._born(ranks[0]) == 0:
+            break
+        time.sleep(0.1)
+    assert cache_builder.lock._born(ranks[0]) == 0, "the other rank still works"
+    text = (tmp_path / "said").read_text()
+    assert "error: " in text
+    assert "the first rank has ended: run the same command again" in text
+    assert "Traceback" not in text
