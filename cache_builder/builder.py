@@ -29,7 +29,7 @@ from cache_builder.writer import (
     write_target,
 )
 from specauf.cache.features import FeatureCodec
-from specauf.cache.location import Location, sha256
+from specauf.cache.location import Location, StoreError, sha256
 from specauf.cache.objects import read_checked
 from specauf.cache.reader import FEATURE_FIT, MANIFEST, TARGET
 from specauf.cache.schema import CommitRecord, Identity, Manifest, from_json, open_sealed, to_json
@@ -70,7 +70,7 @@ class Build:
             UserError: the directory holds another cache, or was begun with another setting of storage.
         """
         place = Location(self.config.out)
-        files = place.files() if place.exists() else {}
+        files = place.files()
         readable = files.keys() - ({MANIFEST} & set(again))
         if not {MANIFEST, IDENTITY} & readable and committed_shards(self.config.out, self.identity):
             # The manifest was lost or thrown away; the commit records say that the shards are this build's.
@@ -97,6 +97,8 @@ class Build:
             return False
         try:
             before = read_told(place.read(BUILD), self.config.out)
+        except StoreError:
+            raise
         except UserError:
             return False  # damaged: written again
         if before.compress_features != self.config.compress_features:
@@ -148,6 +150,8 @@ class Build:
         try:
             record = from_json(CommitRecord, place.read(f"{TARGET}.json"), TARGET)
             digest = record.objects[FEATURE_FIT].sha256
+        except StoreError:
+            raise
         except (FileNotFoundError, KeyError, UserError):
             digest = None
         try:
@@ -313,6 +317,8 @@ def _begun(out: str) -> Iterator[Identity]:
         try:
             data = place.read(name)
             yield open_sealed(data, name).identity if name == MANIFEST else from_json(Identity, data, name)
+        except StoreError:
+            raise
         except (FileNotFoundError, NotADirectoryError, UserError):
             continue  # `begin` says what is wrong
 

@@ -1,14 +1,14 @@
 """Checking a cache, and building its bad parts again."""
 
-import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from cache_builder.config import BUILD, read_told
 from cache_builder.lock import BuildLock
 from specauf.cache.integrity import Problem, verify
-from specauf.cache.location import Location
+from specauf.cache.location import Location, StoreError
 from specauf.cache.reader import MANIFEST, TARGET, Cache, open_cache
 from specauf.cache.schema import CommitRecord, is_sealed
 from specauf.errors import UserError
@@ -94,6 +94,8 @@ def repair(
         if removed:
             found = replace(check(where), removed=removed)
         bad = sorted({p.shard for p in found.problems} & {TARGET, *_shards(where)})
+    except StoreError:
+        raise
     except UserError:
         files = place.files()
         if BUILD not in files or (MANIFEST in files and is_sealed(place.read(MANIFEST))):
@@ -131,11 +133,17 @@ def _remove_strays(cache: Cache) -> list[str]:
 
 def _records(cache: Cache) -> Iterator[tuple[str, CommitRecord]]:
     """Every folder with its commit record, where that is whole."""
-    for entry in cache.manifest.shards:
-        with contextlib.suppress(UserError):
-            yield f"{entry.name}.zarr", cache.record(entry)
-    with contextlib.suppress(UserError):
-        yield TARGET, cache.target_record
+    reads: list[tuple[str, Callable[[], CommitRecord]]] = [
+        (f"{entry.name}.zarr", functools.partial(cache.record, entry)) for entry in cache.manifest.shards
+    ]
+    for folder, read in [*reads, (TARGET, lambda: cache.target_record)]:
+        try:
+            record = read()
+        except StoreError:
+            raise
+        except UserError:
+            continue
+        yield folder, record
 
 
 def _shards(where: str) -> list[str]:

@@ -90,7 +90,7 @@ def begin(cache_dir: str, identity: Identity, *, damaged_manifest: bool = False)
     if place.is_file():
         raise UserError(f"{cache_dir} is a file, expected a directory for the cache: give another --out")
     unasked = {LOCK, "build.json"} | ({MANIFEST} if damaged_manifest else set())
-    names = [n for n in place.files() if n not in unasked] if place.exists() else []
+    names = [n for n in place.files() if n not in unasked]
     if MANIFEST in names:
         found = open_sealed(place.read(MANIFEST), f"{cache_dir}/{MANIFEST}").identity
     elif IDENTITY in names:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specauf.cache.features import FeatureCodec
-from specauf.cache.location import sha256
+from specauf.cache.location import StoreError, sha256
 from specauf.cache.objects import check_listing, read_checked
 from specauf.cache.reader import LOCK, MANIFEST, TARGET, Cache
 from specauf.cache.schema import Counts, Identity, ShardEntry
@@ -41,6 +41,9 @@ def verify(cache: Cache, advance: Callable[[], object] = lambda: None) -> list[P
 
     Returns:
         Problems, in order of the shards; empty when the cache is whole.
+
+    Raises:
+        StoreError: the store does not answer, which says nothing of the cache.
     """
     problems = [*_strays(cache), *_check_notes(cache), *_check_target(cache)]
     first = 0
@@ -71,6 +74,8 @@ def _check_target(cache: Cache) -> Iterator[Problem]:
     lines: list[str] = []
     try:
         record, place = cache.target_record, cache.place.child(TARGET)
+    except StoreError:
+        raise  # nothing is known to be wrong
     except UserError as error:
         yield _record_problem(TARGET, error)
         return
@@ -83,6 +88,8 @@ def _check_shard(cache: Cache, first: int, entry: ShardEntry) -> Iterator[Proble
     """Digests first; what the numbers say is looked at only when the bytes are right."""
     try:
         record = cache.record(entry)
+    except StoreError:
+        raise
     except UserError as error:
         yield _record_problem(entry.name, error)
         return

@@ -29,6 +29,10 @@ TEMPORARY = ".specauf-tmp-"
 _TEMPORARY = re.compile(rf"{re.escape(TEMPORARY)}\d+$")
 
 
+class StoreError(UserError):
+    """A store did not answer, or refused: what was asked for may well be there, and whole."""
+
+
 def is_safe_name(name: str) -> bool:
     """Whether an object's name stays inside its directory, on every file system."""
     return _SAFE_NAME.fullmatch(name) is not None
@@ -79,28 +83,48 @@ class Location:
 
         Raises:
             FileNotFoundError: there is no such object.
-            UserError: the store does not answer, or wants credentials.
+            StoreError: the store does not answer, or wants credentials.
         """
         filesystem, root = self._parts
         if self.local is not None:
             return (self.local / name).read_bytes()
-        try:
+        with self._answers("read", name):
             data: bytes = filesystem.cat_file(f"{root}/{name}")
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # each store has its own
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{self.url}/{name} cannot be read: {said}; check the address and credentials") from error
         return data
 
     def read_all(self, names: list[str]) -> dict[str, bytes]:
-        """Several objects' bytes, fetched together; a missing object is absent from the answer."""
+        """Several objects' bytes, fetched together; a missing object is absent from the answer.
+
+        Raises:
+            StoreError: the store does not answer for one of them, or wants credentials.
+        """
         filesystem, root = self._parts
-        if self.local is None:
-            found = filesystem.cat([f"{root}/{n}" for n in names], on_error="omit") if names else {}
-            tails = {filesystem._strip_protocol(f"{root}/{n}"): n for n in names}
-            return {tails[path]: data for path, data in found.items()}
-        return dict(_read_files(str(self.local), names, _read_whole))
+        if self.local is not None:
+            return dict(_read_files(str(self.local), names, _read_whole))
+        with self._answers("read"):
+            found = filesystem.cat([f"{root}/{n}" for n in names], on_error="return") if names else {}
+        tails = {filesystem._strip_protocol(f"{root}/{n}"): n for n in names}
+        for path, data in found.items():
+            if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+                raise self._error("read", tails[path], data) from data
+        return {tails[path]: data for path, data in found.items() if not isinstance(data, Exception)}
+
+    @contextlib.contextmanager
+    def _answers(self, done: str, name: str = "") -> Iterator[None]:
+        """Let a missing object through, and turn all else that a store may raise into one line."""
+        try:
+            yield
+        except (FileNotFoundError, UserError):
+            raise
+        except Exception as error:  # each store has its own
+            raise self._error(done, name, error) from error
+
+    def _error(self, done: str, name: str, error: Exception) -> StoreError:
+        said = " ".join(str(error).split()) or type(error).__name__
+        where = f"{self.url}/{name}" if name else self.url
+        return StoreError(
+            f"{where} cannot be {done}: {said}; check the address and credentials, then run the same command again"
+        )
 
     def read_views(self, names: list[str]) -> dict[str, bytes | memoryview]:
         """As `read_all`; large objects of a local disk are mapped, so that processes which read them share the memory.
@@ -116,13 +140,15 @@ class Location:
 
         Raises:
             UserError: the disk is full, or the place cannot be written.
+            StoreError: the store does not answer, or wants credentials.
         """
         filesystem, root = self._parts
         try:
-            if self.local is None:
-                filesystem.pipe_file(f"{root}/{name}", data)
-            else:
+            if self.local is not None:
                 _write_atomically(self.local / name, data)
+                return
+            with self._answers("written", name):
+                filesystem.pipe_file(f"{root}/{name}", data)
         except OSError as error:
             raise UserError(
                 f"cannot write {name} ({len(data):,} bytes) to {self.url}: {error.strerror or error}; "
@@ -130,21 +156,35 @@ class Location:
             ) from error
 
     def files(self) -> dict[str, int]:
-        """Name and size in bytes of every object below, temporary files of killed writers left out."""
+        """Name and size in bytes of every object below, temporary files of killed writers left out.
+
+        Where nothing is there are none.
+
+        Raises:
+            StoreError: the store does not answer, or wants credentials.
+        """
         filesystem, root = self._parts
         if self.local is not None:
             found = dict(_walk(str(self.local), ""))
         else:
             filesystem.invalidate_cache()
             start = len(filesystem._strip_protocol(root)) + 1
-            listing = filesystem.find(root, detail=True)
+            listing: dict[str, typing.Any] = {}
+            with contextlib.suppress(FileNotFoundError), self._answers("listed"):
+                listing = filesystem.find(root, detail=True)
             found = {path[start:]: int(info["size"] or 0) for path, info in listing.items()}
         return {name: size for name, size in sorted(found.items()) if not _TEMPORARY.search(name)}
 
     def exists(self) -> bool:
-        """Whether anything is there."""
+        """Whether anything is there.
+
+        Raises:
+            StoreError: the store does not answer, or wants credentials.
+        """
         filesystem, root = self._parts
-        return bool(filesystem.exists(root))
+        with self._answers("read"):
+            found = bool(filesystem.exists(root))
+        return found
 
     def is_file(self) -> bool:
         """Whether it is a file, which no cache is."""
@@ -152,7 +192,11 @@ class Location:
         return bool(filesystem.isfile(root))
 
     def remove(self, name: str) -> None:
-        """Delete an object, or everything below a directory; nothing there is fine."""
+        """Delete an object, or everything below a directory; nothing there is fine.
+
+        Raises:
+            StoreError: the store does not answer, or wants credentials.
+        """
         filesystem, root = self._parts
         if self.local is not None:
             path = self.local / name
@@ -162,7 +206,7 @@ class Location:
                 path.unlink(missing_ok=True)
             return
         filesystem.invalidate_cache()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._answers("removed", name):
             filesystem.rm(f"{root}/{name}", recursive=True)
 
     def sweep(self) -> None:

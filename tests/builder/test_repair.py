@@ -23,7 +23,7 @@ from cache_builder.lock import BuildLock
 from cache_builder.repair import check, repair
 from cache_builder.shrink import shrink
 from specauf.cache import open_cache, verify
-from specauf.cache.location import Location, sha256
+from specauf.cache.location import Location, StoreError, sha256
 from specauf.cache.schema import seal
 from specauf.errors import TerminatedError, UserError
 from tests.builder.conftest import digests, write_jsonl
@@ -281,6 +281,24 @@ def test_a_store_that_does_not_answer_is_one_line() -> None:
     fsspec.register_implementation("locked", Locked, clobber=True)
     with pytest.raises(UserError, match=r"^locked://cache/manifest.json cannot be read: no credentials found; check"):
         open_cache("locked://cache")
+
+
+def test_settings_that_cannot_be_read_for_a_moment_are_not_written_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, read = make(), Location.read
+    before = tree(cache)
+
+    def throttled(self: Location, name: str) -> bytes:
+        if name == BUILD:
+            raise StoreError(f"{self.url}/{name} cannot be read: 503 Slow Down")
+        return read(self, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Location, "read", throttled)
+        with pytest.raises(StoreError, match="503 Slow Down"):
+            make()
+    assert tree(cache) == before
 
 
 def test_a_moved_cache_is_repaired_where_it_is(make: Make, tmp_path: Path) -> None:
