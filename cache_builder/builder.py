@@ -72,7 +72,7 @@ class Build:
         place = Location(self.config.out)
         files = place.files()
         readable = files.keys() - ({MANIFEST} & set(again))
-        if not {MANIFEST, IDENTITY} & readable and committed_shards(self.config.out, self.identity):
+        if MANIFEST not in readable and not _says_whose(place) and committed_shards(self.config.out, self.identity):
             # The manifest was lost or thrown away; the commit records say that the shards are this build's.
             place.write(IDENTITY, to_json(self.identity))
         begin(self.config.out, self.identity, damaged_manifest=MANIFEST in again)
@@ -96,7 +96,8 @@ class Build:
         if BUILD not in files:
             return False
         try:
-            before = read_told(place.read(BUILD), self.config.out)
+            data = place.read(BUILD)
+            before = read_told(data, self.config.out)
         except StoreError:
             raise
         except UserError:
@@ -106,7 +107,15 @@ class Build:
                 f"compress_features: {before.compress_features} in the build that began {self.config.out}, "
                 f"{self.config.compress_features} now: give the same, or another --out"
             )
-        return MANIFEST in files or before.target == self.config.target
+        if MANIFEST not in files:
+            return before.target == self.config.target
+        try:
+            known = open_sealed(place.read(MANIFEST), MANIFEST).notes.get(BUILD)
+        except StoreError:
+            raise
+        except UserError:
+            return True  # a repair writes the manifest again, by these settings
+        return known is None or known.sha256 == sha256(data)
 
     def prepare(self, advance: Advance, *, again: bool = False) -> None:
         """Fit how features are stored, and store the target; only the first rank does, before any other shard.
@@ -290,6 +299,17 @@ def _at_the_commit_begun(config: BuildConfig) -> BuildConfig:
 
 # Beside these stand digests of what is in the files.
 _NAMES = {"corpus.name", "target.id"}
+
+
+def _says_whose(place: Location) -> bool:
+    """Whether `identity.json` can be read."""
+    try:
+        from_json(Identity, place.read(IDENTITY), IDENTITY)
+    except StoreError:
+        raise
+    except (FileNotFoundError, NotADirectoryError, UserError):
+        return False
+    return True
 
 
 def _as_begun(out: str, identity: Identity) -> Identity:

@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 from cache_builder.config import BUILD, read_told
 from cache_builder.lock import BuildLock
+from cache_builder.writer import restore_identity
 from specauf.cache.integrity import Problem, verify
 from specauf.cache.location import Location, StoreError
-from specauf.cache.reader import MANIFEST, TARGET, Cache, open_cache
-from specauf.cache.schema import CommitRecord, is_sealed
+from specauf.cache.objects import entry_of
+from specauf.cache.reader import IDENTITY, MANIFEST, TARGET, Cache, open_cache
+from specauf.cache.schema import CommitRecord, is_sealed, seal, to_json
 from specauf.errors import UserError
 from specauf.progress import progress
 
@@ -74,8 +76,8 @@ def repair(
 ) -> Verdict:
     """Check a cache, build again what is bad, and check it once more.
 
-    Objects inside shards and the target that no record names are deleted. Apart from that, a repair that cannot be done
-    leaves the cache as it was.
+    Objects inside shards and the target that no record names are deleted, and `identity.json` is written from the
+    manifest. Apart from that, a repair that cannot be done leaves the cache as it was.
 
     Args:
         where: the cache.
@@ -84,15 +86,17 @@ def repair(
         corpus: where the corpus is now, when it has moved; its documents must be the same.
 
     Raises:
-        UserError: there is no cache, the corpus or the target is no longer what it was, or what `build` raises.
+        UserError: there is no cache, nothing says how it was built, the corpus or the target is no longer what it was,
+            or what `build` raises.
     """
     place = Location(where)
     try:
         found = check(where)
         with BuildLock(place):
-            removed = _remove_strays(open_cache(where))
-        if removed:
-            found = replace(check(where), removed=removed)
+            cache = open_cache(where)
+            removed, repaired = _remove_strays(cache), _restore_identity(cache)
+        if removed or repaired:
+            found = replace(check(where), removed=removed, repaired=repaired)
         bad = sorted({p.shard for p in found.problems} & {TARGET, *_shards(where)})
     except StoreError:
         raise
@@ -102,6 +106,11 @@ def repair(
             raise  # nothing to go by, or a whole manifest of another format
         # The manifest cannot be read; commit records and what the build was told are enough to write it again.
         found, bad = Verdict(where, 0, [], []), [MANIFEST]
+    if any(p.field == BUILD and not p.shard for p in found.problems):
+        raise UserError(
+            f"{where}/{BUILD}, which says how this cache was built, is damaged or missing: run the build's own command "
+            "again, and then this one"
+        )
     if not bad:
         return found
     if BUILD not in place.files():
@@ -117,7 +126,7 @@ def repair(
 
     build(config, bad)
     after = check(where)
-    return replace(after, repaired=bad, removed=found.removed)
+    return replace(after, repaired=[*found.repaired, *bad], removed=found.removed)
 
 
 def _remove_strays(cache: Cache) -> list[str]:
@@ -129,6 +138,17 @@ def _remove_strays(cache: Cache) -> list[str]:
             place.remove(name)
             removed.append(f"{folder}/{name}")
     return removed
+
+
+def _restore_identity(cache: Cache) -> list[str]:
+    """Write `identity.json` from the manifest where it differs, and the manifest if damage was sealed in; its name."""
+    place, manifest = cache.place, cache.manifest
+    if IDENTITY not in manifest.notes or not restore_identity(place, manifest.identity):
+        return []
+    notes = manifest.notes | {IDENTITY: entry_of(to_json(manifest.identity))}
+    if notes != manifest.notes:
+        place.write(MANIFEST, seal(replace(manifest, notes=notes)))
+    return [IDENTITY]
 
 
 def _records(cache: Cache) -> Iterator[tuple[str, CommitRecord]]:

@@ -23,7 +23,7 @@ from cache_builder.encode import encode_group, field_attributes, shard_arrays
 from specauf.cache import logprobs
 from specauf.cache.features import FeatureCodec
 from specauf.cache.integrity import content_problems, count
-from specauf.cache.location import Location, sha256
+from specauf.cache.location import Location, StoreError, sha256
 from specauf.cache.objects import entry_of
 from specauf.cache.reader import FEATURE_FIT, IDENTITY, LOCK, MANIFEST, NOTES, TARGET
 from specauf.cache.schema import (
@@ -84,7 +84,8 @@ def begin(cache_dir: str, identity: Identity, *, damaged_manifest: bool = False)
         damaged_manifest: there is one, and it cannot be read; the other files say whose the directory is.
 
     Raises:
-        UserError: the directory is a file, or holds a cache of another identity; names fields with both values.
+        UserError: the directory is a file, or holds a cache of another identity, whose fields are named with both
+            values, or nothing says what it holds.
     """
     place = Location(cache_dir)
     if place.is_file():
@@ -94,7 +95,7 @@ def begin(cache_dir: str, identity: Identity, *, damaged_manifest: bool = False)
     if MANIFEST in names:
         found = open_sealed(place.read(MANIFEST), f"{cache_dir}/{MANIFEST}").identity
     elif IDENTITY in names:
-        found = from_json(Identity, place.read(IDENTITY), f"{cache_dir}/{IDENTITY}")
+        found = _begun_as(place)
     elif names:
         raise UserError(f"{cache_dir} holds {names[0]!r} and no cache: give another --out")
     else:
@@ -107,8 +108,28 @@ def begin(cache_dir: str, identity: Identity, *, damaged_manifest: bool = False)
         raise UserError(
             f"{cache_dir} holds a cache whose {'; '.join(differ)}: give another --out, or delete that directory"
         )
-    if IDENTITY not in names:
-        place.write(IDENTITY, to_json(identity))
+    restore_identity(place, found)
+
+
+def _begun_as(place: Location) -> Identity:
+    try:
+        return from_json(Identity, place.read(IDENTITY), IDENTITY)
+    except StoreError:
+        raise
+    except UserError as error:
+        raise UserError(
+            f"{place.url}/{IDENTITY} is damaged, and no {MANIFEST} says what is in this directory: give another --out, "
+            "or delete that directory"
+        ) from error
+
+
+def restore_identity(place: Location, identity: Identity) -> bool:
+    """Write `identity.json` where it is missing or holds something else; whether that was so."""
+    data = to_json(identity)
+    if place.read_all([IDENTITY]).get(IDENTITY) == data:
+        return False
+    place.write(IDENTITY, data)
+    return True
 
 
 def fields_that_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -8,8 +8,8 @@ import numpy as np
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import StoreError, sha256
 from specauf.cache.objects import check_listing, read_checked
-from specauf.cache.reader import LOCK, MANIFEST, TARGET, Cache
-from specauf.cache.schema import Counts, Identity, ShardEntry
+from specauf.cache.reader import IDENTITY, LOCK, MANIFEST, TARGET, Cache
+from specauf.cache.schema import Counts, Identity, ShardEntry, to_json
 from specauf.cache.shard import load_shard
 from specauf.errors import UserError
 
@@ -66,7 +66,9 @@ def _strays(cache: Cache) -> Iterator[Problem]:
 def _check_notes(cache: Cache) -> Iterator[Problem]:
     found = cache.place.read_all(sorted(cache.manifest.notes))
     for name, entry in cache.manifest.notes.items():
-        if name not in found or sha256(found[name]) != entry.sha256:
+        # A build may have sealed the damage in: what the identity is stands in the manifest itself.
+        other = name == IDENTITY and found.get(name) != to_json(cache.manifest.identity)
+        if name not in found or sha256(found[name]) != entry.sha256 or other:
             yield Problem("", name, f"{name} is {'damaged' if name in found else 'missing'}")
 
 
