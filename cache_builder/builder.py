@@ -2,12 +2,13 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from safetensors.numpy import load
 
+from cache_builder.beginning import as_begun, begin, begun_with, fields_that_differ, restore_identity, says_whose
 from cache_builder.chat import ChatRenderer
 from cache_builder.config import BUILD, BuildConfig, read_told, told
 from cache_builder.dates import asks_date, plain_template, prompt_date
@@ -15,24 +16,15 @@ from cache_builder.document import BuiltDocument
 from cache_builder.documents import Advance, DocumentMaker
 from cache_builder.fit import Fitting, loss_text
 from cache_builder.identity import make_identity, template_hash
+from cache_builder.manifest import committed_shards
 from cache_builder.plan import Plan, make_plan
 from cache_builder.target import Target
-from cache_builder.writer import (
-    IDENTITY,
-    StorageSpec,
-    begin,
-    committed_shards,
-    fields_that_differ,
-    fit_digest,
-    write_manifest,
-    write_shard,
-    write_target,
-)
+from cache_builder.writer import StorageSpec, fit_digest, write_manifest, write_shard, write_target
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location, StoreError, sha256
 from specauf.cache.objects import read_checked
 from specauf.cache.reader import FEATURE_FIT, MANIFEST, TARGET
-from specauf.cache.schema import CommitRecord, Identity, Manifest, from_json, open_sealed, to_json
+from specauf.cache.schema import CommitRecord, Identity, Manifest, from_json, open_sealed
 from specauf.errors import UserError
 from specauf.targets import load_target
 
@@ -72,9 +64,9 @@ class Build:
         place = Location(self.config.out)
         files = place.files()
         readable = files.keys() - ({MANIFEST} & set(again))
-        if MANIFEST not in readable and not _says_whose(place) and committed_shards(self.config.out, self.identity):
+        if MANIFEST not in readable and not says_whose(place) and committed_shards(self.config.out, self.identity):
             # The manifest was lost or thrown away; the commit records say that the shards are this build's.
-            place.write(IDENTITY, to_json(self.identity))
+            restore_identity(place, self.identity)
         begin(self.config.out, self.identity, damaged_manifest=MANIFEST in again)
         if not self._told_before(place, files):
             place.write(BUILD, told(self.config))
@@ -117,18 +109,21 @@ class Build:
             return True  # a repair writes the manifest again, by these settings
         return known is None or known.sha256 == sha256(data)
 
-    def prepare(self, advance: Advance, *, again: bool = False) -> None:
+    def prepare(self, advance: Advance, *, again: bool = False) -> bool:
         """Fit how features are stored, and store the target; only the first rank does, before any other shard.
 
         Args:
             advance: reports progress.
             again: also where the target is stored already, for its files are damaged.
 
+        Returns:
+            Whether there was anything to do; if so, other shards than before may be missing.
+
         Raises:
             UserError: the sample is too small for the sketch, or what `make` and `write` raise.
         """
         if f"{TARGET}.json" in Location(self.config.out).files() and not again:
-            return
+            return False
         before, codec = self._stored_fit()
         first: tuple[int, list[BuiltDocument], dict[str, int]] | None = None
         if codec is None:
@@ -152,6 +147,7 @@ class Build:
         )
         if first is not None and first[0] in self.missing():
             self.write(*first, codec)
+        return True
 
     def _stored_fit(self) -> tuple[str | None, FeatureCodec | None]:
         """Digest of the fit that the shards were stored with, as far as it is known, and the fit where it is whole."""
@@ -253,7 +249,7 @@ class Build:
         Raises:
             UserError: it did not.
         """
-        found = next(_begun(self.config.out), None)
+        found = begun_with(self.config.out)
         differ = {} if found is None else fields_that_differ(asdict(found), asdict(self.identity))
         for name, (begun, here) in differ.items():
             raise UserError(
@@ -280,67 +276,21 @@ def open_build(config: BuildConfig, *, device: torch.device | str = "cpu") -> Bu
     options = config.target.template_options
     date = None
     if asks_date(plain_template(tokenizer, options)):
-        date = prompt_date(next(_begun(config.out), None), template_hash(tokenizer, options), config.out)
+        date = prompt_date(begun_with(config.out), template_hash(tokenizer, options), config.out)
     renderer = ChatRenderer(tokenizer, target.stop_ids, options, date)
     if plan.conversation(0).text is None:
         renderer.require_template()
-    identity = _as_begun(config.out, make_identity(config, plan, target, date))
+    identity = as_begun(config.out, make_identity(config, plan, target, date))
     maker = DocumentMaker(config, plan, target, renderer, identity.mask_token_id)
     return Build(config, plan, target, maker, identity)
 
 
 def _at_the_commit_begun(config: BuildConfig) -> BuildConfig:
     """A cache of a hub's target goes on at the commit it was begun with, wherever its branch is now."""
-    known = next(_begun(config.out), None)
+    known = begun_with(config.out)
     if known is None or config.target.revision is not None or known.target.get("id") != config.target.model:
         return config
     return replace(config, target=replace(config.target, revision=known.target.get("revision")))
-
-
-# Beside these stand digests of what is in the files.
-_NAMES = {"corpus.name", "target.id"}
-
-
-def _says_whose(place: Location) -> bool:
-    """Whether `identity.json` can be read."""
-    try:
-        from_json(Identity, place.read(IDENTITY), IDENTITY)
-    except StoreError:
-        raise
-    except (FileNotFoundError, NotADirectoryError, UserError):
-        return False
-    return True
-
-
-def _as_begun(out: str, identity: Identity) -> Identity:
-    """The identity under which this cache was begun, when nothing differs but the release or where files lie now.
-
-    The cache goes on under that one.
-    """
-    for found in _begun(out):
-        names = _NAMES if "fingerprint" in identity.target else _NAMES - {"target.id"}
-        differ = fields_that_differ(asdict(found), asdict(identity))
-        if differ.keys() <= {"code_version"} | names:
-            if "code_version" in differ:
-                print(
-                    "{} was begun by specauf {} and goes on with {}".format(out, *differ["code_version"]),
-                    file=sys.stderr,
-                )
-            return found
-    return identity
-
-
-def _begun(out: str) -> Iterator[Identity]:
-    """What a cache that is there says of itself, in its manifest and where it was begun."""
-    place = Location(out)
-    for name in (MANIFEST, IDENTITY):
-        try:
-            data = place.read(name)
-            yield open_sealed(data, name).identity if name == MANIFEST else from_json(Identity, data, name)
-        except StoreError:
-            raise
-        except (FileNotFoundError, NotADirectoryError, UserError):
-            continue  # `begin` says what is wrong
 
 
 def load_codec(out: str, identity: Identity) -> FeatureCodec:

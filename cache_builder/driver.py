@@ -8,6 +8,7 @@ import signal
 import time
 import warnings
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -60,16 +61,16 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
         stack.enter_context(_quiet_end(speaks=first))
         lock = stack.enter_context(BuildLock(place)) if first else None
         work = open_build(config, device=device_of(config))
-        show: Show = _silent
-        if first:
-            work.claim(again)
-            documents = len(work.plan.numbers)
-            done = documents - sum(len(work.plan.shard(n)) for n in work.missing())
-            show = stack.enter_context(progress("build", float(documents), unit="documents", initial=float(done)))
-            work.prepare(_advance(show, 1, lock), again=TARGET in again)
-        _run(work, _advance(show, world), lock)
         if lock is None:
+            _run(work, _advance(_silent, world), None)
             return None
+        work.claim(again)
+        documents, missing = len(work.plan.numbers), work.missing()
+        done = documents - sum(len(work.plan.shard(n)) for n in missing)
+        show = stack.enter_context(progress("build", float(documents), unit="documents", initial=float(done)))
+        if work.prepare(_advance(show, 1, lock), again=TARGET in again):
+            missing = work.missing()
+        _run(work, _advance(show, world), _First(missing, lock))
         lock.confirm()
         return work.finish()
 
@@ -85,7 +86,15 @@ def _quiet_end(*, speaks: bool) -> Iterator[None]:
         raise SystemExit(status_of(stopped)) from stopped
 
 
-def _run(work: Build, advance: Advance, lock: BuildLock | None) -> None:
+@dataclass(frozen=True)
+class _First:
+    """What only the first rank knows: the missing shards, and that it holds the lock."""
+
+    missing: list[int]
+    lock: BuildLock
+
+
+def _run(work: Build, advance: Advance, first: _First | None) -> None:
     """Build all missing shards under Lightning, on every rank.
 
     Raises:
@@ -108,7 +117,7 @@ def _run(work: Build, advance: Advance, lock: BuildLock | None) -> None:
             enable_model_summary=False,
         )
         with Sigterm(lambda: _pass_on(trainer)) as sigterm:
-            module = _ShardModule(work, writer, advance, sigterm, lock)
+            module = _ShardModule(work, writer, advance, sigterm, first)
             _predict(trainer, module)
             ends: list[Any] = [module.end]
             if torch.distributed.is_initialized():
@@ -156,12 +165,12 @@ class _ShardModule(L.LightningModule):
     """Each prediction builds a shard. A rank that fails stays until the others are done, so that none waits for it."""
 
     def __init__(
-        self, work: Build, writer: ShardWriter, advance: Advance, sigterm: Sigterm, lock: BuildLock | None
+        self, work: Build, writer: ShardWriter, advance: Advance, sigterm: Sigterm, first: _First | None
     ) -> None:
         super().__init__()
         self.work, self.writer, self.sigterm = work, writer, sigterm
-        self._show = advance
-        self.lock: BuildLock | RankLock | None = lock
+        self._show, self._first = advance, first
+        self.lock: BuildLock | RankLock | None = None if first is None else first.lock
         self.codec: FeatureCodec | None = None
         self.error: str | None = None
         self.interrupted: type[KeyboardInterrupt] | None = None
@@ -173,7 +182,7 @@ class _ShardModule(L.LightningModule):
 
     def predict_dataloader(self) -> DataLoader[int]:
         """This rank's missing shards; the first rank says which ones are missing, and under which lock."""
-        said: Any = (self.work.missing(), self.lock.me if isinstance(self.lock, BuildLock) else None)
+        said: Any = None if self._first is None else (self._first.missing, self._first.lock.me)
         missing, owner = self.trainer.strategy.broadcast(said, src=0)
         if self.lock is None:
             self.lock = RankLock(Location(self.work.config.out), owner)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from cache_builder.beginning import restore_identity
 from cache_builder.config import BUILD, read_told
 from cache_builder.lock import BuildLock
-from cache_builder.writer import restore_identity
 from specauf.cache.integrity import Problem, verify
 from specauf.cache.location import Location, StoreError
 from specauf.cache.objects import entry_of

@@ -5,10 +5,9 @@ record is there, and that is written after the shard's data; what a killed write
 """
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,29 +17,25 @@ from safetensors.numpy import save as save_numpy
 from safetensors.torch import save as save_torch
 from torch import Tensor
 
+from cache_builder.beginning import begin
 from cache_builder.document import BuiltDocument
 from cache_builder.encode import encode_group, field_attributes, shard_arrays
+from cache_builder.manifest import committed_shards, shard_name, write_manifest
 from specauf.cache import logprobs
 from specauf.cache.features import FeatureCodec
 from specauf.cache.integrity import content_problems, count
-from specauf.cache.location import Location, StoreError, sha256
+from specauf.cache.location import Location, sha256
 from specauf.cache.objects import entry_of
-from specauf.cache.reader import FEATURE_FIT, IDENTITY, LOCK, MANIFEST, NOTES, TARGET
-from specauf.cache.schema import (
-    FORMAT_VERSION,
-    CommitRecord,
-    Counts,
-    FieldInfo,
-    Identity,
-    Manifest,
-    ShardEntry,
-    from_json,
-    open_sealed,
-    seal,
-    to_json,
-)
+from specauf.cache.reader import FEATURE_FIT, TARGET
+from specauf.cache.schema import FORMAT_VERSION, CommitRecord, Counts, Identity, to_json
 from specauf.cache.target import CONFIG, TOKENIZER, WEIGHTS
 from specauf.errors import UserError
+
+# All that it takes to write a cache, in one place.
+__all__ = [
+    "StorageSpec", "begin", "committed_shards", "fit_digest", "shard_name", "tokenizer_files", "write_arrays",
+    "write_manifest", "write_shard", "write_target", "write_target_files",
+]  # fmt: skip
 
 
 @runtime_checkable
@@ -68,80 +63,6 @@ class StorageSpec:
     compress_features: bool = False
     device: torch.device | str = "cpu"
     confirm: Callable[[], object] = lambda: None
-
-
-def shard_name(number: int) -> str:
-    """`shard-00007` for 7."""
-    return f"shard-{number:05d}"
-
-
-def begin(cache_dir: str, identity: Identity, *, damaged_manifest: bool = False) -> None:
-    """Mark a directory as this cache's, or check that it is: the first thing a build does.
-
-    Args:
-        cache_dir: the directory.
-        identity: of the cache.
-        damaged_manifest: there is one, and it cannot be read; the other files say whose the directory is.
-
-    Raises:
-        UserError: the directory is a file, or holds a cache of another identity, whose fields are named with both
-            values, or nothing says what it holds.
-    """
-    place = Location(cache_dir)
-    if place.is_file():
-        raise UserError(f"{cache_dir} is a file, expected a directory for the cache: give another --out")
-    unasked = {LOCK, "build.json"} | ({MANIFEST} if damaged_manifest else set())
-    names = [n for n in place.files() if n not in unasked]
-    if MANIFEST in names:
-        found = open_sealed(place.read(MANIFEST), f"{cache_dir}/{MANIFEST}").identity
-    elif IDENTITY in names:
-        found = _begun_as(place)
-    elif names:
-        raise UserError(f"{cache_dir} holds {names[0]!r} and no cache: give another --out")
-    else:
-        found = identity
-    differ = [
-        f"{name} is {old!r}, this build has {new!r}"
-        for name, (old, new) in fields_that_differ(asdict(found), asdict(identity)).items()
-    ]
-    if differ:
-        raise UserError(
-            f"{cache_dir} holds a cache whose {'; '.join(differ)}: give another --out, or delete that directory"
-        )
-    restore_identity(place, found)
-
-
-def _begun_as(place: Location) -> Identity:
-    try:
-        return from_json(Identity, place.read(IDENTITY), IDENTITY)
-    except StoreError:
-        raise
-    except UserError as error:
-        raise UserError(
-            f"{place.url}/{IDENTITY} is damaged, and no {MANIFEST} says what is in this directory: give another --out, "
-            "or delete that directory"
-        ) from error
-
-
-def restore_identity(place: Location, identity: Identity) -> bool:
-    """Write `identity.json` where it is missing or holds something else; whether that was so."""
-    data = to_json(identity)
-    if place.read_all([IDENTITY]).get(IDENTITY) == data:
-        return False
-    place.write(IDENTITY, data)
-    return True
-
-
-def fields_that_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Fields with both values; of mappings only the entries that differ, by their dotted names."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in sorted({*old, *new}, key=lambda name: (list(old).index(name) if name in old else len(old), name)):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found |= {f"{name}.{key}": pair for key, pair in fields_that_differ(a, b).items()}
-        elif a != b:
-            found[name] = (a, b)
-    return found
 
 
 def write_target(
@@ -280,60 +201,6 @@ def write_arrays(
     return _commit(Location(cache_dir), name, f"{name}.zarr", objects, spec.identity, counts, dict(drops or {}))
 
 
-def committed_shards(cache_dir: str, identity: Identity) -> dict[int, CommitRecord]:
-    """Commit records of the shards that are whole, by shard number.
-
-    Raises:
-        UserError: a record belongs to another identity or cannot be read.
-    """
-    place, records = Location(cache_dir), {}
-    for file in place.files():
-        match = re.fullmatch(r"(shard-(\d{5,}))\.json", file)
-        if match is None:
-            continue
-        record = from_json(CommitRecord, place.read(file), f"{cache_dir}/{file}")
-        if record.identity != identity.digest or record.name != match[1]:
-            raise UserError(f"{cache_dir}/{file} belongs to another cache: delete it, or give another --out")
-        records[int(match[2])] = record
-    return dict(sorted(records.items()))
-
-
-def write_manifest(cache_dir: str, identity: Identity, shards: int, drops: Mapping[str, int] | None = None) -> Manifest:
-    """Finish a cache: sum up its commit records into the manifest.
-
-    Args:
-        cache_dir: the cache, with all shards committed.
-        identity: of the cache.
-        shards: how many there are.
-        drops: documents left out before any shard was made, by reason.
-
-    Raises:
-        UserError: a shard is missing, or none holds a document.
-    """
-    place, records = Location(cache_dir), committed_shards(cache_dir, identity)
-    missing = sorted(set(range(shards)) - records.keys())
-    if missing:
-        raise UserError(f"{cache_dir}: {shard_name(missing[0])} is missing: run the same build again")
-    counts, total = Counts(), dict(drops or {})
-    fields: dict[str, FieldInfo] = {}
-    entries = []
-    for record in records.values():
-        counts = counts + record.counts
-        for reason, dropped in record.drops.items():
-            total[reason] = total.get(reason, 0) + dropped
-        stored = sum(o.bytes for o in record.objects.values())
-        entries.append(ShardEntry(record.name, record.counts, stored, sha256(to_json(record))))
-        _add_fields(fields, place, record)
-    if not counts.documents:
-        said = ", ".join(f"{n} {reason}" for reason, n in sorted(total.items()))
-        raise UserError(f"{cache_dir}: no document is left to store ({said}): relax what drops them")
-    target = sha256(place.read(f"{TARGET}.json"))
-    notes = {name: entry_of(data) for name, data in place.read_all(list(NOTES)).items()}
-    manifest = Manifest(FORMAT_VERSION, identity, counts, total, fields, tuple(entries), target, notes)
-    place.write(MANIFEST, seal(manifest))
-    return manifest
-
-
 def _commit(
     place: Location,
     name: str,
@@ -351,22 +218,6 @@ def _commit(
     record = CommitRecord(FORMAT_VERSION, name, identity.digest, counts, drops, objects)
     place.write(f"{name}.json", to_json(record))
     return record
-
-
-def _add_fields(fields: dict[str, FieldInfo], place: Location, record: CommitRecord) -> None:
-    """Add one shard's sizes to the table of fields; type and width come from the arrays' own metadata."""
-    for file, entry in record.objects.items():
-        name = file.split("/", 1)[0]
-        if "/" not in file:
-            continue
-        old = fields.get(name, FieldInfo("", 1, 0, 0))
-        if file == f"{name}/zarr.json":
-            meta = json.loads(place.read(f"{record.name}.zarr/{file}"))
-            wider = max((t for t in (old.dtype, meta["data_type"]) if t), key=lambda t: np.dtype(t).itemsize)
-            width = int(np.prod(meta["shape"][1:]))
-            fields[name] = FieldInfo(wider, width, old.rows + meta["shape"][0], old.bytes + entry.bytes)
-        else:
-            fields[name] = FieldInfo(old.dtype, old.width, old.rows, old.bytes + entry.bytes)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import yaml
 
 import cache_builder.lock
 from cache_builder.builder import Build
-from cache_builder.driver import build
+from cache_builder.driver import _ShardModule, build
 from cache_builder.lock import STALE_SECONDS, BuildLock, LockLostError, RankLock
 from specauf.cache import open_cache, verify
 from specauf.cache.location import Location
@@ -210,6 +211,37 @@ def test_nothing_is_replaced_under_the_lock_of_another(
         build(config(tiny_target_dir, corpus, tmp_path / "cache", documents_per_shard=4))
     assert place.read("shard-00001.json") == theirs
     assert json.loads(place.read(LOCK))["token"] == "other"
+
+
+def test_only_the_first_rank_asks_which_shards_are_missing(
+    tiny_target_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"prompt": f"question number {i}"} for i in range(12)])
+    asked: list[int] = []
+    missing = Build.missing
+
+    def ask(self: Build) -> list[int]:
+        found = missing(self)
+        asked.append(len(found))
+        return found
+
+    monkeypatch.setattr(Build, "missing", ask)
+    settings = config(tiny_target_dir, corpus, tmp_path / "cache", documents_per_shard=4)
+    build(settings)
+    assert asked[-1] == 2  # the first shard is made with the fit
+    asked.clear()
+    build(settings)
+    assert asked == [0]
+    # Another rank takes what the first one says.
+    told = SimpleNamespace(broadcast=lambda mine, src: ([3, 4, 5], BuildLock(Location(settings.out)).me))
+    other: Any = SimpleNamespace(
+        _first=None,
+        lock=None,
+        work=SimpleNamespace(config=settings),
+        trainer=SimpleNamespace(strategy=told, global_rank=1, world_size=2),
+    )
+    assert list(_ShardModule.predict_dataloader(other)) == [4]
+    assert isinstance(other.lock, RankLock)
 
 
 def children_of(pid: int) -> list[int]:

@@ -1,5 +1,6 @@
 """Small made-up documents and caches for the tests."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cache_builder.features import fit_features
 from cache_builder.writer import StorageSpec, begin, write_manifest, write_shard, write_target
 from specauf.cache import FeatureCodec, Identity
 from specauf.cache.location import Location
+from specauf.cache.schema import Manifest
 
 VOCABULARY, HIDDEN, TAPS = 300, 8, (0, 2)
 
@@ -93,3 +95,19 @@ def build(
         write_shard(str(folder), number, documents, StorageSpec(who, codec, compress_features), {"empty": 1})
     write_manifest(str(folder), who, len(shards), {"too short": 2})
     return [d for shard in shards for d in shard]
+
+
+def expect_fields_of_the_arrays(folder: Path, whole: Manifest) -> None:
+    """Of every array, by its own metadata and the sizes of its objects."""
+    found: dict[str, list[tuple[str, int, int, int]]] = {}
+    for path in folder.glob("shard-*.zarr/*/zarr.json"):
+        meta = json.loads(path.read_text())
+        stored = sum(p.stat().st_size for p in path.parent.rglob("*") if p.is_file())
+        shape = meta["shape"]
+        found.setdefault(path.parent.name, []).append((meta["data_type"], int(np.prod(shape[1:])), shape[0], stored))
+    assert found.keys() == whole.fields.keys()
+    for name, field in whole.fields.items():
+        types, widths, rows, sizes = zip(*found[name], strict=True)
+        assert field.dtype == max(types, key=lambda t: np.dtype(t).itemsize)
+        assert {field.width} == set(widths)
+        assert (field.rows, field.bytes) == (sum(rows), sum(sizes))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import zarr
 
+from cache_builder.writer import begin, write_manifest
 from specauf.cache import open_cache, verify
 from specauf.errors import UserError
-from tests.cache.making import build, identity
+from tests.cache.making import build, expect_fields_of_the_arrays, identity
 
 GOLDEN = Path(__file__).parent / "golden"
 LENGTHS = [[9, 3, 17], [12, 6]]
@@ -65,6 +66,18 @@ def test_it_still_reads_to_the_same_numbers(name):
     assert manifest.format == 1
     assert manifest.counts.documents == 5
     assert manifest.drops == {"too short": 2, "empty": 2}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_its_shards_still_sum_up_to_a_manifest(name, tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / name, tmp_path / name))
+    before = open_cache(str(folder)).manifest
+    begin(str(folder), CACHES[name])
+    after = write_manifest(str(folder), CACHES[name], 2, {"too short": 2})
+    assert (after.counts, after.drops, after.shards) == (before.counts, before.drops, before.shards)
+    assert (folder / "identity.json").read_bytes() == (GOLDEN / name / "identity.json").read_bytes()
+    expect_fields_of_the_arrays(folder, after)
+    assert verify(open_cache(str(folder))) == []
 
 
 @pytest.mark.parametrize("name", ["sketch", "sketch-plain"])

@@ -11,12 +11,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cache_builder import manifest
 from cache_builder.features import fit_features
 from cache_builder.sparse import keep_mass
 from cache_builder.writer import StorageSpec, begin, committed_shards, write_manifest, write_shard
-from specauf.cache import open_cache, verify
+from specauf.cache import logprobs, open_cache, verify
+from specauf.cache.location import Location
 from specauf.errors import UserError
-from tests.cache.making import build, document, identity, write_fake_target
+from tests.cache.making import build, document, expect_fields_of_the_arrays, identity, write_fake_target
 
 PLAIN = identity(features="none")
 SPEC = StorageSpec(PLAIN, fit_features(torch.zeros(1, 16), "none", 2))
@@ -217,6 +219,51 @@ def test_rows_cut_at_a_mass(tmp_path):
     np.testing.assert_allclose(found.head_mass, np.exp(cut).sum(1), atol=1e-3)
 
 
+def test_ranks_are_as_wide_as_the_longest_table_asks(tmp_path, monkeypatch):
+    """A table of more than 65,536 ids takes 4 bytes a rank, and only the shards that have one."""
+    monkeypatch.setattr(logprobs, "smallest_uint", lambda n: np.dtype(np.uint16 if n < 12 else np.uint32))
+    monkeypatch.setattr(manifest, "smallest_uint", logprobs.smallest_uint)
+    for name, lengths in (("both", [[3], [40]]), ("narrow", [[3], [3]])):
+        build(tmp_path / name, PLAIN, lengths)
+        expect_fields_of_the_arrays(tmp_path / name, open_cache(str(tmp_path / name)).manifest)
+    assert open_cache(str(tmp_path / "narrow")).manifest.fields["topk_ids"].dtype == "uint16"
+    assert open_cache(str(tmp_path / "both")).manifest.fields["topk_ids"].dtype == "uint32"
+
+
+def test_finishing_and_going_on_make_as_many_requests_for_many_shards_as_for_few(tmp_path, monkeypatch):
+    asked: list[str] = []
+
+    def counted(name):
+        really = getattr(Location, name)
+
+        def request(self, *rest):
+            asked.append(name)
+            return really(self, *rest)
+
+        monkeypatch.setattr(Location, name, request)
+
+    for shards in (2, 9):
+        build(tmp_path / str(shards), PLAIN, [[5]] * shards)
+    for name in ("read", "read_all", "files", "write"):
+        counted(name)
+    counts = []
+    for shards in (2, 9):
+        asked.clear()
+        assert len(committed_shards(str(tmp_path / str(shards)), PLAIN)) == shards
+        write_manifest(str(tmp_path / str(shards)), PLAIN, shards)
+        counts.append(sorted(asked))
+    assert counts[0] == counts[1]
+    assert len(counts[0]) < 10
+
+
+@pytest.mark.parametrize(("harm", "says"), [(Path.unlink, "missing"), (lambda p: p.write_bytes(b"{}"), "damaged")])
+def test_a_table_that_cannot_be_counted_stops_the_manifest(tmp_path, harm, says):
+    build(tmp_path / "c", PLAIN, [[9, 4], [7]])
+    harm(tmp_path / "c/shard-00001.zarr/id_table/zarr.json")
+    with pytest.raises(UserError, match=rf"shard-00001.zarr/id_table/zarr.json is {says}: delete shard-00001.json and"):
+        write_manifest(str(tmp_path / "c"), PLAIN, 2)
+
+
 @given(
     lengths=st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=6), min_size=1, max_size=3),
     k=st.integers(1, 40),
@@ -231,6 +278,7 @@ def test_any_shape_comes_back(tmp_path_factory, lengths, k, vocabulary, features
     written = build(folder, who, lengths, seed)
     cache = open_cache(str(folder))
     assert verify(cache) == []
+    expect_fields_of_the_arrays(folder, cache.manifest)
     counts = cache.manifest.counts
     assert counts.tokens == sum(len(d.tokens) for d in written)
     assert counts.rows == sum(len(d.row_index) for d in written)
