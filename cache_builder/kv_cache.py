@@ -52,9 +52,10 @@ class SlotLayer(CacheLayerMixin):
         self.values[rows, :, start:end] = value_states
         return self.keys[rows, :, first:end], self.values[rows, :, first:end]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """Columns that attention sees, and the first one's number."""
-        return self.view.filled + query_length, 0
+        # The first releases of transformers 5 give the positions themselves.
+        return self.view.filled + (len(query_length) if isinstance(query_length, Tensor) else query_length), 0
 
     def get_seq_length(self) -> int:
         """Columns before the pass."""
