@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from specauf.callbacks import Checkpoints, SaveProvenance, Summary, Throughput, TrainingProgress
+from specauf.callbacks import Checkpoints, SaveProvenance, Summary, Throughput, TrainingProgress, WholeValidations
 from specauf.callbacks.summary import SUMMARY
 from specauf.checkpoint import load_checkpoint
 from specauf.ckpt_path import checkpoint_file
@@ -115,8 +115,9 @@ class TrainingCLI(LightningCLI):
         own: list[Callback] = [given] if isinstance(given, Callback) else list(given)
         check_trainer(config, own)
         defaults: list[Callback] = [TrainingProgress(), Throughput()]
-        if self.subcommand == "fit" and not config.fast_dev_run:
-            defaults.append(Summary())
+        if self.subcommand == "fit":
+            # The first of them: it gives the others the run's length back.
+            defaults = [WholeValidations(), *defaults, *([] if config.fast_dev_run else [Summary()])]
         kinds = tuple(type(c) for c in own)
         kwargs["callbacks"] = own + [c for c in defaults if not isinstance(c, kinds)]
         _require_whole_drafter(config.strategy)
@@ -260,7 +261,7 @@ def _quiet() -> None:
         ".*WeightAveraging callback with a model that overrides.*",  # the drafter is whole on every rank
         ".*dirpath has changed from.*",  # a run that goes on in another directory keeps its own best there
         ".*smaller than the logging interval.*",
-        ".*Please add the following callbacks: \\['Summary'\\].*",  # which a validation has not
+        ".*Please add the following callbacks: \\[('(Summary|WholeValidations)'(, )?)+\\].*",  # for validate
         ".*Mismatch dtype between input and weight.*",  # mixed precision: so it is meant
         ".*Detected call of `lr_scheduler.step.*",  # a gradient scaler has left the first steps out
         ".*AMP with fp16 is not supported on CPU.*",  # refused, where Lightning would take bf16

@@ -14,9 +14,10 @@ from specauf.errors import UserError
 class Checkpoints(ModelCheckpoint):
     """Keeps `best.ckpt` by validation tau and `last.ckpt`, the only one in a run that does not validate.
 
-    `last.ckpt` is written every `every_n_steps` steps, at the end of each epoch and of training, and when the process
-    is asked to end (SIGTERM, which SLURM sends before it kills). It is never written in `on_train_epoch_end`: from what
-    Lightning saves there it goes on with a single batch of the next epoch.
+    `last.ckpt` is written every `every_n_steps` steps, at the end of each epoch and of training, before and after each
+    validation, and when the process is asked to end (SIGTERM, which SLURM sends before it kills). It is never written
+    in `on_train_epoch_end`: from what Lightning saves there it goes on with a single batch of the next epoch. Nor
+    during a validation: averaged weights stand in the place of the trained ones then.
 
     Args:
         every_n_steps: optimizer steps between writes of `last.ckpt`; what a kill -9 costs at most.
@@ -36,7 +37,7 @@ class Checkpoints(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.every_n_steps = every_n_steps
-        self._last_step_of_ours = -1
+        self._saved_step = -1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the run directory, and whether there is a tau to choose by."""
@@ -49,40 +50,45 @@ class Checkpoints(ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A resumed run has its last step saved."""
         super().on_train_start(trainer, pl_module)
-        self._last_step_of_ours = trainer.global_step
+        self._saved_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every `every_n_steps` steps and at the end of an epoch or run; where a validation follows, it saves."""
+        """Save every `every_n_steps` steps and at the end of an epoch or run."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        last, every = trainer.is_last_batch, trainer.check_val_every_n_epoch or 1
-        validated = last and trainer.limit_val_batches != 0 and (trainer.current_epoch + 1) % every == 0
         # The run's end too, for in `on_train_end` averaged weights have taken the place of the trained ones.
-        ends = last or trainer.global_step == trainer.max_steps
-        if not validated and (ends or trainer.global_step % self.every_n_steps == 0):
-            self._save_now(trainer)
+        ends = trainer.is_last_batch or trainer.fit_loop.done
+        if trainer.global_step != self._saved_step and (ends or trainer.global_step % self.every_n_steps == 0):
+            self._save_last(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save `last.ckpt`, which goes on with this validation."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._save_last(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save `best.ckpt` if tau has improved, `last.ckpt` in any case."""
         super().on_validation_end(trainer, pl_module)
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._save_now(trainer)
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if trainer.global_step != self._last_global_step_saved:  # Lightning writes both
+            self._save_last(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the end of training if it was not saved already; Lightning's own would write `last.ckpt` twice."""
-        self._save_now(trainer)
+        """Nothing: the last step has been saved."""
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save when asked to end between two steps; after any other exception the state may be half changed."""
         between_steps = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
-        if isinstance(exception, SIGTERMException) and between_steps:
-            self._save_now(trainer)
+        stopped = isinstance(exception, SIGTERMException) and trainer.training and between_steps
+        if stopped and trainer.global_step != self._saved_step:
+            self._save_last(trainer)
 
-    def _save_now(self, trainer: L.Trainer) -> None:
-        # Not `_last_global_step_saved` alone: setting it would keep Lightning from saving `best.ckpt` at this step.
-        if trainer.global_step in (self._last_step_of_ours, self._last_global_step_saved) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def _save_last(self, trainer: L.Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assert self.dirpath is not None
         trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
-        self._last_step_of_ours = trainer.global_step
+        # Not `_last_global_step_saved`: setting it would keep Lightning from saving `best.ckpt` at this step.
+        self._saved_step = trainer.global_step
