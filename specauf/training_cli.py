@@ -1,7 +1,6 @@
 """`specauf fit` and `specauf validate`: LightningCLI, with one-line errors and a run directory of its own."""
 
 import logging
-import os
 import re
 import sys
 import warnings
@@ -10,21 +9,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from specauf.callbacks import Checkpoints, SaveProvenance, Summary, Throughput, TrainingProgress, WholeValidations
-from specauf.callbacks.summary import SUMMARY
 from specauf.checkpoint import load_checkpoint
 from specauf.ckpt_path import checkpoint_file
-from specauf.cli import default_run_directory
 from specauf.command import one_line
 from specauf.data.module import CacheDataModule
 from specauf.errors import UserError
 from specauf.loggers import MetricsLog
 from specauf.module import DrafterModule
+from specauf.run_directory import new_run_directory, refuse_second_run, require_local, require_writable
 from specauf.training_errors import check_length, check_trainer, one_line_errors, one_line_signals
 
 
@@ -54,22 +52,31 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.trainer.max_steps == 0 or config.trainer.max_epochs == 0:
             raise UserError("trainer.max_steps or max_epochs is 0: give at least 1, or -1 for no limit")
+        config.trainer.use_distributed_sampler = False  # every rank draws its own slice; Lightning would cut it again
         if config.trainer.default_root_dir is None:
-            config.trainer.default_root_dir = _run_directory()
-        root = Path(config.trainer.default_root_dir)
-        if config.ckpt_path and str(config.ckpt_path).endswith(".ckpt"):
-            load_checkpoint(Path(config.ckpt_path))  # for its errors; Lightning's are tracebacks
+            config.trainer.default_root_dir = new_run_directory()
+        root, own, given = config.trainer.default_root_dir, config.checkpoints.directory, config.ckpt_path
+        require_local(root, own)
+        root = Path(root)
+        own = root / "checkpoints" if own is None else Path(own)
+        if given and str(given).endswith(".ckpt"):
+            load_checkpoint(Path(given))  # for its errors; Lightning's are tracebacks
         elif self.subcommand == "validate" and _nothing_trained(config):
             raise UserError("validate: no weights given: add --ckpt_path=RUN/checkpoints/best.ckpt")
-        _require_writable(root)
+        require_writable(root)
         # A run that came to no checkpoint has nothing to lose, and may be started again in its place.
-        if self.subcommand == "fit" and not config.ckpt_path:
-            own = config.checkpoints.directory
-            _refuse_second_run(root, root / "checkpoints" if own is None else Path(own))
+        if self.subcommand == "fit":
+            # What SLURM's signal has left in the run directory is its own, whatever it is called.
+            refuse_second_run(root, own, resumed=own / "hpc" if given == "hpc" else Path(given) if given else None)
 
     def _parse_ckpt_path(self) -> None:
         """Find the file; no more, for Lightning would let its hyperparameters override flags and files, silently."""
         config = self.config[self.config.subcommand]
+        if config.ckpt_path and not any(word.startswith("--ckpt_path") for word in sys.argv):
+            raise UserError(
+                f"ckpt_path is {config.ckpt_path} in a file: give it as --ckpt_path={config.ckpt_path}, or "
+                "--ckpt_path=null for none"
+            )
         if config.ckpt_path:
             root, own = config.trainer.default_root_dir, config.checkpoints.directory
             folder = Path(own) if own is not None else None if root is None else Path(root) / "checkpoints"
@@ -114,7 +121,9 @@ class TrainingCLI(LightningCLI):
         given = config.callbacks or []
         own: list[Callback] = [given] if isinstance(given, Callback) else list(given)
         check_trainer(config, own)
-        defaults: list[Callback] = [TrainingProgress(), Throughput()]
+        defaults: list[Callback] = [Throughput()]
+        if config.enable_progress_bar is not False and not any(isinstance(callback, ProgressBar) for callback in own):
+            defaults.append(TrainingProgress())
         if self.subcommand == "fit":
             # The first of them: it gives the others the run's length back.
             defaults = [WholeValidations(), *defaults, *([] if config.fast_dev_run else [Summary()])]
@@ -124,7 +133,7 @@ class TrainingCLI(LightningCLI):
         _require_fp32_weights(config.precision)
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError, MisconfigurationException) as error:  # what Lightning makes of wrong settings
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:  # of its settings
             hint = "; --trainer.accelerator=cpu runs everywhere" if "backend found" in str(error) else ""
             raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
         _require_fp32_weights(trainer.precision)  # a plugin's
@@ -163,40 +172,8 @@ def files_first(argv: list[str]) -> list[str]:
     return [argv[0], *files, *others]
 
 
-def _run_directory() -> str:
-    """A new directory; ranks that Lightning starts from this process inherit its name through the environment."""
-    inherited = os.environ.get(_RUN_DIRECTORY) if os.environ.get("LOCAL_RANK", "0") != "0" else None
-    name = inherited or str(default_run_directory("drafter"))
-    os.environ[_RUN_DIRECTORY] = name
-    return name
-
-
-_RUN_DIRECTORY = "SPECAUF_RUN_DIRECTORY"
-
-
 def _nothing_trained(config: Any) -> bool:
     return not config.ckpt_path and not (config.model.drafter.init_args or {}).get("init")
-
-
-def _refuse_second_run(root: Path, checkpoints: Path) -> None:
-    """Refuse to start a run where one has come to a checkpoint or to its end.
-
-    Raises:
-        UserError: one has.
-    """
-    for folder in (checkpoints, root / "checkpoints"):
-        if any(folder.glob("*.ckpt")):
-            inside = folder == root / "checkpoints"
-            what = f"run directory {root}" if inside else f"checkpoints.directory {folder}"
-            flag = "--trainer.default_root_dir" if inside else "--checkpoints.directory"
-            raise UserError(
-                f"{what} already holds a run: go on with --ckpt_path={folder}/last.ckpt, or choose another {flag}"
-            )
-    if (root / SUMMARY).exists():
-        raise UserError(
-            f"run directory {root} already holds a run, which has ended well ({SUMMARY}): go on with --ckpt_path and "
-            "its last checkpoint, or choose another --trainer.default_root_dir"
-        )
 
 
 def _other_loggers(given: Logger | Iterable[Logger], root: Path) -> list[Logger]:
@@ -236,18 +213,6 @@ def _require_fp32_weights(precision: Any) -> None:
 
 
 _FP32_WEIGHTS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
-
-
-def _require_writable(root: Path) -> None:
-    """Refuse a run directory that cannot be made, before anything else is done.
-
-    Raises:
-        UserError: it, or what it would stand in, is no directory or cannot be written.
-    """
-    near = next(path for path in (root, *root.parents) if path.exists())
-    if not near.is_dir() or not os.access(near, os.W_OK):
-        what = "cannot be written" if near.is_dir() else "is a file"
-        raise UserError(f"trainer.default_root_dir is {root} but {near} {what}: choose another directory")
 
 
 def _quiet() -> None:

@@ -33,8 +33,10 @@ class SaveProvenance(SaveConfigCallback):
         """Runs on the first rank only, so it must not call anything collective."""
         directory = Path(trainer.default_root_dir)  # `log_dir` would be a collective call
         directory.mkdir(parents=True, exist_ok=True)  # not every logger makes it
+        config = self.config.clone()
+        config.ckpt_path = None  # a run that starts from this file is a new one
         self.parser.save(
-            self.config,
+            config,
             str(directory / self.config_filename),
             skip_none=False,
             overwrite=self.overwrite,

@@ -135,6 +135,16 @@ def test_a_single_callback_is_a_list_of_one(tiny_cache, tmp_path):
     assert (tmp_path / "run/summary.json").is_file()  # ours are still there
 
 
+@pytest.mark.parametrize("bar", ["--trainer.enable_progress_bar=false", "--trainer.callbacks+=RichProgressBar"])
+def test_a_bar_may_be_switched_off_or_be_another(tiny_cache, tmp_path, bar):
+    assert fit_here(tiny_cache, tmp_path / "run", *OPTIONS, "--trainer.max_steps=1", bar) == 0
+
+
+def test_the_order_of_batches_is_ours_whatever_a_file_leaves_out(tiny_cache, tmp_path):
+    options = ("--trainer.use_distributed_sampler=true", "--trainer.strategy=ddp", "--trainer.max_steps=1")
+    assert fit_here(tiny_cache, tmp_path / "run", *OPTIONS, *options) == 0
+
+
 @pytest.mark.parametrize("given", ["RUN", "RUN/checkpoints", "last"])
 def test_a_run_directory_means_its_last_checkpoint(tiny_cache, tmp_path, ended, given):
     run = tmp_path / "run"
