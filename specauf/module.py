@@ -208,7 +208,11 @@ class DrafterModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The injected optimizer over the trainable parameters, with the schedule over the run's length."""
         assert self.drafter is not None
-        optimizer = self.optimizer([p for p in self.drafter.parameters() if p.requires_grad])
+        try:
+            optimizer = self.optimizer([p for p in self.drafter.parameters() if p.requires_grad])
+        except ValueError as error:  # what torch's optimizers say of their settings
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"model.optimizer: {said}: correct its init_args, or choose another class_path") from error
         if self._resumed is not None:
             check_same_optimizer(self._resumed["optimizer_states"][0]["param_groups"], optimizer)
         total = self.trainer.estimated_stepping_batches

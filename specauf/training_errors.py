@@ -118,6 +118,12 @@ def check_trainer(config: Any, callbacks: Sequence[Callback]) -> None:
             f"trainer.check_val_every_n_epoch is {every}: give at least 1, or --trainer.limit_val_batches=0 for no "
             "validation"
         )
+    for name, value in (
+        ("accumulate_grad_batches", config.accumulate_grad_batches),
+        ("limit_train_batches", config.limit_train_batches),
+    ):
+        if value is not None and value <= 0:
+            raise UserError(f"trainer.{name} is {value}, which trains nothing: give at least 1, or leave it out")
     if any(isinstance(callback, LearningRateFinder) for callback in callbacks):
         raise UserError(
             "trainer.callbacks: LearningRateFinder found, which cannot set model.optimizer: leave it out and compare "

@@ -74,6 +74,7 @@ def place(tiny_cache, tmp_path_factory) -> Path:  # noqa: F811
     (folder / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
     (folder / "data.csv").write_text("prompt\na\n")
     (folder / "broken.yaml").write_text("target: [\n")
+    (folder / "resumed.yaml").write_text("ckpt_path: run/checkpoints/last.ckpt\n")
     (folder / "broken.ckpt").write_bytes(b"no checkpoint")
     return folder
 

@@ -12,7 +12,7 @@ from specauf.errors import UserError
 
 
 class BlockLoader(DataLoader[BlockBatch]):
-    """Batches of blocks whose position is kept in checkpoints.
+    """Batches of blocks whose position is kept in checkpoints; a `UserError` in the place of one is raised.
 
     Epochs are counted here: Lightning tells the epoch to a `sampler` only, and only after it has asked for the first
     iterator, when workers have read ahead already; and its own count skips one when a run goes on from the end of an
@@ -47,7 +47,7 @@ class BlockLoader(DataLoader[BlockBatch]):
         # Created here and not at the first `next`: workers start reading at once.
         return self._hand_out(super().__iter__(), epoch, skip)
 
-    def _hand_out(self, batches: Iterator[BlockBatch], epoch: int, skip: int) -> Iterator[BlockBatch]:
+    def _hand_out(self, batches: Iterator[BlockBatch | UserError], epoch: int, skip: int) -> Iterator[BlockBatch]:
         handed_out = skip
         while True:
             started = time.perf_counter()
@@ -57,6 +57,8 @@ class BlockLoader(DataLoader[BlockBatch]):
                 return
             finally:
                 self.waited += time.perf_counter() - started
+            if isinstance(batch, UserError):
+                raise batch
             handed_out += 1
             self._epoch, self._handed_out = epoch, handed_out
             yield batch

@@ -20,18 +20,24 @@ if TYPE_CHECKING:
 
 
 class CachedDocuments(Dataset[Document]):
-    """Map-style access to a cache's documents; consecutive reads of one shard decode it once."""
+    """Map-style access to a cache's documents; consecutive reads of one shard decode it once.
+
+    What is damaged is returned, to be raised in the training process: torch adds a traceback to what a worker raises.
+    """
 
     def __init__(self, cache: Cache, shards_in_memory: int, *, topk: bool, features: bool) -> None:
         self.cache, self.shards_in_memory = cache, shards_in_memory
         self.topk, self.features = topk, features
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[Document]:
-        """The documents of one batch."""
-        return [
-            self.cache.document(n, topk=self.topk, features=self.features, shards_in_memory=self.shards_in_memory)
-            for n in numbers
-        ]
+    def __getitems__(self, numbers: Sequence[int]) -> list[Document] | UserError:
+        """The documents of one batch, or what is wrong with one of them."""
+        try:
+            return [
+                self.cache.document(n, topk=self.topk, features=self.features, shards_in_memory=self.shards_in_memory)
+                for n in numbers
+            ]
+        except UserError as error:
+            return error
 
 
 class _Collate:
@@ -40,7 +46,9 @@ class _Collate:
     def __init__(self, sampler: ShardBatchSampler, **options: object) -> None:
         self.sampler, self.options = sampler, options
 
-    def __call__(self, documents: list[Document]) -> BlockBatch:
+    def __call__(self, documents: list[Document] | UserError) -> BlockBatch | UserError:
+        if isinstance(documents, UserError):
+            return documents
         return make_block_batch(documents, epoch=self.sampler.epoch, **self.options)  # type: ignore[arg-type]
 
 
@@ -259,5 +267,7 @@ def _require_own_order(trainer: L.Trainer) -> None:
         )
 
 
-def _as_is(documents: list[Document]) -> list[Document]:
+def _as_is(documents: list[Document] | UserError) -> list[Document]:
+    if isinstance(documents, UserError):
+        raise documents
     return documents
