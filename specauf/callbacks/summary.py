@@ -15,48 +15,70 @@ SUMMARY = "summary.json"
 class Summary(L.Callback):
     """Writes `summary.json` into the run directory at the end of training.
 
-    Fields: steps, tau (the last validation's), best_tau, best_step, loss (the last step's), seconds (of this process,
-    resumed or not), data_wait_share.
+    Fields: steps, tau (the last validation's), best_tau, best_step, loss (the last step's), seconds (of training, up to
+    the checkpoint that the run went on from too), data_wait_share (of this process).
     """
 
     def __init__(self) -> None:
         self.best_tau: float | None = None
         self.best_step = 0
-        self._started = time.monotonic()
+        self._tau: float | None = None
+        self._loss: float | None = None
+        self._seconds_before = 0.0
+        self._started: float | None = None
+        self._trainer: L.Trainer | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A run that goes on is not finished any more."""
-        self._started = time.monotonic()
-        if trainer.is_global_zero:
-            (Path(trainer.default_root_dir) / SUMMARY).unlink(missing_ok=True)
+        """Where the last loss is found."""
+        self._trainer = trainer
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """A run that goes on is not finished any more; one that has nothing left to do is."""
+        if self._started is None:
+            self._started = time.monotonic()
+            if trainer.is_global_zero:
+                (Path(trainer.default_root_dir) / SUMMARY).unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the best tau."""
-        tau = trainer.callback_metrics.get("val/tau")
-        if tau is not None and (self.best_tau is None or float(tau) > self.best_tau):
-            self.best_tau, self.best_step = float(tau), trainer.global_step
+        if trainer.sanity_checking or "val/tau" not in trainer.callback_metrics:
+            return
+        self._tau = float(trainer.callback_metrics["val/tau"])
+        if self.best_tau is None or self._tau > self.best_tau:
+            self.best_tau, self.best_step = self._tau, trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        """Best so far, for the checkpoint."""
-        return {"best_tau": self.best_tau, "best_step": self.best_step}
+        """What is known so far, for the checkpoint."""
+        known = {"tau": self._tau, "loss": self._last_loss(), "seconds": self._seconds()}
+        return {"best_tau": self.best_tau, "best_step": self.best_step, **known}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Best so far, from the checkpoint."""
+        """What was known at the checkpoint; early ones hold the best alone."""
         self.best_tau, self.best_step = state_dict["best_tau"], state_dict["best_step"]
+        self._tau, self._loss = state_dict.get("tau"), state_dict.get("loss")
+        self._seconds_before = state_dict.get("seconds", 0.0)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file; the last checkpoint has been written by now."""
-        if not trainer.is_global_zero:
+        file = Path(trainer.default_root_dir) / SUMMARY
+        if not trainer.is_global_zero or (self._started is None and file.exists()):  # nothing was left to do
             return
-        metrics = trainer.callback_metrics
         speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         record = {
             "steps": trainer.global_step,
-            "tau": float(metrics["val/tau"]) if "val/tau" in metrics else None,
+            "tau": self._tau,
             "best_tau": self.best_tau,
             "best_step": self.best_step if self.best_tau is not None else None,
-            "loss": float(metrics["train/loss"]) if "train/loss" in metrics else None,
-            "seconds": time.monotonic() - self._started,
+            "loss": self._last_loss(),
+            "seconds": self._seconds(),
             "data_wait_share": speed.waited_seconds / speed.busy_seconds if speed and speed.busy_seconds else None,
         }
-        (Path(trainer.default_root_dir) / SUMMARY).write_text(json.dumps(record, indent=2) + "\n")
+        file.write_text(json.dumps(record, indent=2) + "\n")
+
+    def _last_loss(self) -> float | None:
+        """This process's last, which is read only when asked for; a GPU would be waited for at every step."""
+        found = {} if self._trainer is None else self._trainer.callback_metrics
+        return float(found["train/loss"]) if "train/loss" in found else self._loss
+
+    def _seconds(self) -> float:
+        return self._seconds_before + (0.0 if self._started is None else time.monotonic() - self._started)
