@@ -123,7 +123,8 @@ class DrafterModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Have both vocabularies share one embedding again: moving a module moves each of its buffers."""
-        self.head_vocabulary.embedding = self.vocabulary.embedding
+        # Two tensors of one storage: averaged weights pair buffers by their order, in which one tensor counts once.
+        self.head_vocabulary.embedding = self.vocabulary.embedding.detach()
 
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of blocks: a mean over the supported slots (or blocks) of all ranks and the whole step."""

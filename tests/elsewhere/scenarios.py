@@ -151,7 +151,7 @@ def training(folder: Path) -> None:
     shared = []
 
     def look(module: DrafterModule) -> None:
-        shared.append(module.head_vocabulary.embedding is module.vocabulary.embedding)
+        shared.append(module.head_vocabulary.embedding.data_ptr() == module.vocabulary.embedding.data_ptr())
 
     DrafterModule.on_train_epoch_start = look  # type: ignore[method-assign]
     trained_alike(folder, cache, TRAININGS)

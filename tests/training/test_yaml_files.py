@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from cache_builder.cli import parse_build
 from specauf.cache import open_cache
@@ -86,6 +87,34 @@ def test_averaged_weights_are_what_is_saved(tiny_cache, tmp_path):
     torch.testing.assert_close(trained, plain["state_dict"][name], rtol=0, atol=0)
     assert (mean["state_dict"][name] - trained).abs().max() > 1e-3
     assert isinstance(load_drafter(tmp_path / "ema"), Drafter)
+
+
+def test_the_average_has_the_target_s_own_buffers(tiny_cache, tmp_path, monkeypatch):
+    averaged = []
+
+    def spied(decay):
+        def mean(average, current, count):
+            averaged.append(current.shape)
+            return average + (1 - decay) * (current - average)
+
+        return mean
+
+    seen, end = [], EMAWeightAveraging.on_train_end
+
+    def spied_end(self, trainer, module):
+        seen.append((dict(self._average_model.module.named_buffers()), dict(module.named_buffers())))
+        end(self, trainer, module)
+        seen.append(dict(module.named_parameters()))
+
+    monkeypatch.setattr("lightning.pytorch.callbacks.weight_averaging.get_ema_avg_fn", spied)
+    monkeypatch.setattr(EMAWeightAveraging, "on_train_end", spied_end)
+    options = ("--model.loss=auf", "--trainer.max_steps=2", "--model.head_tokens=64")
+    assert fit_here(tiny_cache, tmp_path, *options, "-c", "configs/trainer/ema.yaml") == 0
+    (average, own), trained = seen
+    assert {"vocabulary.embedding", "head_vocabulary.embedding"} <= own.keys() == average.keys()
+    assert all(torch.equal(value, average[name]) for name, value in own.items())
+    # The first step is copied, the second averaged: the trained weights and nothing else.
+    assert sorted(averaged) == sorted(value.shape for value in trained.values())
 
 
 @pytest.mark.parametrize("name", LACKS)
