@@ -1,4 +1,4 @@
-"""`specauf`: fit, validate and test by LightningCLI; evaluate and report by plain functions."""
+"""`specauf`: fit and validate by LightningCLI; evaluate and report by plain functions."""
 
 import itertools
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 from specauf.configs import find_config
 from specauf.errors import UserError, run_command, unknown_name
 
-# Imported when called: only `fit`, `validate` and `test` need Lightning, only the others may load a target.
+# Imported when called: only `fit` and `validate` need Lightning, only the others may load a target.
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("specauf.training_cli:main", "train a drafter from a cache"),
     "validate": ("specauf.training_cli:main", "replay a checkpoint on the cache's held-out documents"),
@@ -89,9 +89,9 @@ def _resolve(kind: str, value: str) -> str:
     return str(find_config(kind, value))
 
 
-def default_run_directory(loss: str) -> Path:
-    """`runs/LOSS-DATE-TIME`, for a run that was not told where to go; one that is not there yet."""
-    name = f"{loss}-{datetime.now():%Y%m%d-%H%M%S}"
+def default_run_directory(kind: str) -> Path:
+    """`runs/KIND-DATE-TIME`, for a run that was not told where to go; one that is not there yet."""
+    name = f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
     names = (name if n == 0 else f"{name}-{n}" for n in itertools.count())
     return next(path for path in (Path("runs") / n for n in names) if not path.exists())
 

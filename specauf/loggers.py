@@ -1,11 +1,14 @@
-"""Lightning's CSV log, without its habit of deleting the log of the run that is resumed."""
+"""Lightning's CSV log, without its habit of deleting that of a resumed run, and metrics that not every step has."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 
 class MetricsLog(CSVLogger):
@@ -36,7 +39,9 @@ class MetricsLog(CSVLogger):
         return self.directory / "metrics.csv"
 
     def _next_name(self) -> Path:
-        return self.directory / f"metrics-{len(list(self.directory.glob('metrics-*.csv'))) + 1}.csv"
+        found = (re.fullmatch(r"metrics-(\d+)\.csv", path.name) for path in self.directory.glob("metrics-*.csv"))
+        # Above the highest: a count would come to a name that is taken once an earlier one is deleted.
+        return self.directory / f"metrics-{max((int(name[1]) for name in found if name), default=0) + 1}.csv"
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -52,3 +57,28 @@ class MetricsLog(CSVLogger):
         """Write what was logged, if anything."""
         if self._begun:
             super().save()
+
+
+def log_when_measured(
+    module: L.LightningModule, summary: dict[str, Tensor], name: str, batch_idx: int, *, at_once: bool
+) -> None:
+    """Take a metric that not every step measures out of `summary` and log it, if it is there, at this step alone.
+
+    `LightningModule.log` shows the last value again at every step that is logged until the epoch ends.
+
+    Args:
+        module: in its `training_step`.
+        summary: what was measured.
+        name: of the metric.
+        batch_idx: of the batch, within the epoch.
+        at_once: log it though `log_every_n_steps` does not choose this step.
+    """
+    if name not in summary:
+        return
+    value, trainer = summary.pop(name), module.trainer
+    module.log(name, value, logger=False)  # for callbacks that watch it
+    last_of_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if last_of_step and (at_once or (every and (module.global_step + 1) % every == 0)):
+        for logger in trainer.loggers:
+            logger.log_metrics({name: float(value), "epoch": trainer.current_epoch}, step=module.global_step)

@@ -18,6 +18,7 @@ from specauf.decoding.replay import replay
 from specauf.drafters import Drafter, DrafterSpec, TargetVocabulary, sketch_of
 from specauf.drafters.sketch import fold, unfold
 from specauf.errors import UserError
+from specauf.loggers import log_when_measured
 from specauf.metrics import EmittedLength, SlotAcceptance
 from specauf.objectives import Objective, StepMean
 from specauf.objectives.support import branch_losses
@@ -139,19 +140,22 @@ class DrafterModule(L.LightningModule):
                 f"drafter has {len(branches)} losses: set it to 1 and raise --data.batch_size or the number of ranks"
             )
         self._means = self._means or [StepMean() for _ in branches]
+        looks = self.full_block_every > 0 and (self.global_step + 1) % self.full_block_every == 0
         outputs = branch_losses(
             branches,
             batch.targets,
             self.objective,
             step=self.global_step,
             chunk_blocks=self.chunk_blocks,
-            every_slot=self.full_block_every > 0 and (self.global_step + 1) % self.full_block_every == 0,
+            every_slot=looks,
         )
         for mean, (branch, out) in zip(self._means, outputs, strict=True):
             loss = loss + branch.weight * mean.add(out.numerator, out.denominator)
             value = value + branch.weight * mean.value
             prefix = "train/" if branch.name == "base" else f"train/{branch.name}_"
-            self.log_dict({prefix + name: value for name, value in out.summary().items()})
+            summary = {prefix + name: value for name, value in out.summary().items()}
+            log_when_measured(self, summary, prefix + "token_accuracy", batch_idx, at_once=looks)
+            self.log_dict(summary)
         where = f"step {self.global_step}, batch {batch_idx}, documents {', '.join(map(str, batch.doc_ids))}"
         self._losses.append((value.detach(), where))
         self.log("train/loss", value, prog_bar=True)

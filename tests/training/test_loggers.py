@@ -8,6 +8,7 @@ import pytest
 import yaml
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from specauf.loggers import MetricsLog
 from tests.training.running import fit_here, logged
 
 OPTIONS = ("--model.loss=auf", "--trainer.max_steps=2", "--trainer.limit_val_batches=0")
@@ -74,3 +75,39 @@ def test_another_csv_log_in_the_run_directory_is_refused(tiny_cache, tmp_path, c
     err = capsys.readouterr().err
     assert "where every run writes metrics.csv: leave it out" in err
     assert err.count("\n") == 1
+
+
+EVERY_3 = ("--model.full_block_every=3", "--trainer.max_steps=8")
+
+
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [
+        (["--model.loss=auf", *EVERY_3], [2, 5]),
+        (["--model.loss=auf", *EVERY_3, "--trainer.log_every_n_steps=4"], [2, 5]),
+        (["--model.loss=auf", *EVERY_3, "--trainer.accumulate_grad_batches=2"], [2, 5]),
+        (["--model.loss=decay", *EVERY_3, "--trainer.log_every_n_steps=4"], [2, 3, 5, 7]),
+        # Its first steps look at every slot in any case.
+        (["--model.loss=auf-warmup", "--model.loss.weighting.warmup_steps=2", *EVERY_3], [0, 1, 2, 5]),
+    ],
+    ids=["auf", "logged-less-often", "accumulated", "every-slot", "at-first"],
+)
+def test_token_accuracy_is_logged_where_it_was_measured(tiny_cache, tmp_path, monkeypatch, options, measured):
+    LogsHere.seen.clear()
+    assert fit_here(tiny_cache, tmp_path, "--trainer.limit_val_batches=0", *options, HERE) == 0
+    assert sorted(logged(tmp_path, "train/token_accuracy")) == measured
+    assert sum("train/token_accuracy" in metrics for metrics in LogsHere.seen) == len(measured)
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+def test_an_old_log_takes_no_name_that_is_taken(tmp_path):
+    before = {"metrics-2.csv": "old\n", "metrics-10.csv": "older\n", "metrics-mine.csv": "mine\n"}
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "metrics.csv").write_text("newest\n")
+    log = MetricsLog(tmp_path)
+    log.log_metrics({"a": 1.0}, 0)
+    log.save()
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found.pop("metrics.csv").startswith("a,step")
+    assert found == before | {"metrics-11.csv": "newest\n"}
