@@ -36,7 +36,7 @@ class Fitting:
         """Whether this kind of storage is fitted at all."""
         return self.kind in ("int8", "sketch")
 
-    def codec(self, parts: Iterable[Float[Tensor, "tokens features"]]) -> FeatureCodec:
+    def codec(self, parts: Iterable[Float[Tensor, "_ features"]]) -> FeatureCodec:
         """Fit on some documents' features.
 
         Raises:
@@ -44,7 +44,7 @@ class Fitting:
         """
         return self._fit(torch.cat(list(parts))) if self.needed else FeatureCodec(self.kind, self.taps)
 
-    def measured(self, parts: Iterable[Float[Tensor, "tokens features"]]) -> tuple[FeatureCodec, list[float]]:
+    def measured(self, parts: Iterable[Float[Tensor, "_ features"]]) -> tuple[FeatureCodec, list[float]]:
         """`codec`, and the relative squared error of each tap on tokens that were not fitted.
 
         Returns:

@@ -123,7 +123,7 @@ def check_trainer(config: Any, callbacks: Sequence[Callback]) -> None:
         ("limit_train_batches", config.limit_train_batches),
     ):
         if value is not None and value <= 0:
-            raise UserError(f"trainer.{name} is {value}, which trains nothing: give at least 1, or leave it out")
+            raise UserError(f"trainer.{name} is {value:g}, which trains nothing: give at least 1, or leave it out")
     if any(isinstance(callback, LearningRateFinder) for callback in callbacks):
         raise UserError(
             "trainer.callbacks: LearningRateFinder found, which cannot set model.optimizer: leave it out and compare "

@@ -1,6 +1,7 @@
 """A tiny random target with a real tokenizer, made in a second, for every builder test."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cache_builder.driver import build
+from cache_builder.repair import repair
 from specauf.cache.location import Location, sha256
+from specauf.errors import UserError
 
 SPECIAL = [
     "<|end|>", "<|start|>", "<|mask|>", "<|pad|>", "<s>", "</s>", "[INST]", "[/INST]",
@@ -81,3 +85,31 @@ def digests(cache: Path) -> dict[str, str]:
     """sha256 of every object of a cache by its name."""
     place = Location(str(cache))
     return {name: sha256(place.read(name)) for name in place.files()}
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tiny_target_dir: Path, corpus: Path, tmp_path: Path) -> Make:
+    """Builds `cache`, of three shards of the module's `corpus`."""
+
+    def made(**changes: Any) -> Path:
+        from tests.builder.test_build import config
+
+        settings: dict[str, Any] = {"documents_per_shard": 8, "features": "sketch", "sketch_rank": 8}
+        build(config(tiny_target_dir, corpus, tmp_path / "cache", **settings | changes))
+        return tmp_path / "cache"
+
+    return made
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def refuse_to_repair(cache: Path, says: str) -> None:
+    before = tree(cache)
+    with pytest.raises(UserError, match=says):
+        repair(str(cache), "cpu")
+    assert tree(cache) == before

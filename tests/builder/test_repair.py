@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,35 +23,15 @@ from cache_builder.repair import check, repair
 from cache_builder.shrink import shrink
 from specauf.cache import open_cache, verify
 from specauf.cache.location import Location, StoreError, sha256
-from specauf.cache.objects import entry_of
-from specauf.cache.reader import IDENTITY
 from specauf.cache.schema import seal
 from specauf.errors import TerminatedError, UserError
-from tests.builder.conftest import digests, write_jsonl
+from tests.builder.conftest import Make, digests, refuse_to_repair, tree, write_jsonl
 from tests.builder.test_build import config
-
-Make = Callable[..., Path]
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "corpus.jsonl", [{"prompt": f"question number {i}"} for i in range(24)])
-
-
-@pytest.fixture
-def make(tiny_target_dir: Path, corpus: Path, tmp_path: Path) -> Make:
-    """Builds `cache`, of three shards."""
-
-    def made(**changes: Any) -> Path:
-        settings: dict[str, Any] = {"documents_per_shard": 8, "features": "sketch", "sketch_rank": 8}
-        build(config(tiny_target_dir, corpus, tmp_path / "cache", **settings | changes))
-        return tmp_path / "cache"
-
-    return made
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_refused_build_leaves_a_directory_of_others_untouched(make: Make, tmp_path: Path) -> None:
@@ -64,13 +43,6 @@ def test_a_refused_build_leaves_a_directory_of_others_untouched(make: Make, tmp_
     with pytest.raises(UserError, match="and no cache: give another --out"):
         make()
     assert tree(folder) == before
-
-
-def refuse_to_repair(cache: Path, says: str) -> None:
-    before = tree(cache)
-    with pytest.raises(UserError, match=says):
-        repair(str(cache), "cpu")
-    assert tree(cache) == before
 
 
 @pytest.mark.parametrize("victim", ["shard-00001.zarr/sketch/c/0/0", "target/weights.safetensors", "manifest.json"])
@@ -301,66 +273,6 @@ def test_settings_that_cannot_be_read_for_a_moment_are_not_written_again(
         with pytest.raises(StoreError, match="503 Slow Down"):
             make()
     assert tree(cache) == before
-
-
-def sealed_in(cache: Path, name: str) -> None:
-    """The manifest that a build writes which takes a damaged note for a whole one."""
-    manifest = open_cache(str(cache)).manifest
-    notes = manifest.notes | {name: entry_of((cache / name).read_bytes())}
-    (cache / "manifest.json").write_bytes(seal(replace(manifest, notes=notes)))
-
-
-@pytest.mark.parametrize("damage", ["damaged", "missing", "sealed in"])
-def test_the_identity_is_written_again_from_the_manifest(make: Make, corpus: Path, damage: str) -> None:
-    cache = make(max_documents=8)
-    whole = tree(cache)
-
-    def harm() -> None:
-        (cache / IDENTITY).write_bytes(b"rubbish")
-        if damage == "missing":
-            (cache / IDENTITY).unlink()
-        if damage == "sealed in":
-            sealed_in(cache, IDENTITY)
-        said = "missing" if damage == "missing" else "damaged"
-        assert [p.what for p in check(str(cache)).problems] == [f"identity.json is {said}"]
-
-    harm()
-    make(max_documents=8)
-    assert tree(cache) == whole
-    harm()
-    corpus.unlink()
-    verdict = repair(str(cache), "cpu")
-    assert (verdict.problems, verdict.repaired) == ([], [IDENTITY])
-    assert tree(cache) == whole
-
-
-def test_a_damaged_identity_of_an_unfinished_cache_is_known_by_its_shards(make: Make) -> None:
-    cache = make(max_documents=16)
-    whole = tree(cache)
-    for name in ("manifest.json", "shard-00001.json"):
-        (cache / name).unlink()
-    (cache / IDENTITY).write_bytes(b"rubbish")
-    make(max_documents=16)
-    assert tree(cache) == whole
-    for name in ("manifest.json", "shard-00000.json", "shard-00001.json"):
-        (cache / name).unlink()
-    (cache / IDENTITY).write_bytes(b"rubbish")
-    with pytest.raises(UserError, match=r"identity\.json is damaged, and no manifest\.json says .*: give another"):
-        make(max_documents=16)
-
-
-def test_damaged_settings_are_not_built_by_and_come_back_from_the_builds_own_command(make: Make) -> None:
-    cache = make(max_documents=8)
-    whole = tree(cache)
-    told = whole[BUILD].replace(b'"batch_size": 8', b'"batch_size": 9')
-    assert told != whole[BUILD]
-    for damage in (told, b"rubbish", None):
-        (cache / BUILD).unlink()
-        if damage is not None:
-            (cache / BUILD).write_bytes(damage)
-        refuse_to_repair(cache, r"build\.json, which says how .* run the build's own command again, and then this one")
-        make(max_documents=8)
-        assert tree(cache) == whole
 
 
 def test_a_moved_cache_is_repaired_where_it_is(make: Make, tmp_path: Path) -> None:
