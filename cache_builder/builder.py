@@ -269,14 +269,15 @@ def open_build(config: BuildConfig, *, device: torch.device | str = "cpu") -> Bu
     """
     if Location(config.out).is_file():
         raise UserError(f"{config.out} is a file, expected a directory for the cache: give another --out")
-    config = _at_the_commit_begun(config)
+    known = begun_with(config.out)
+    config = _at_the_commit_begun(config, known)
     plan = make_plan(config)
     model, tokenizer = load_target(config.target, device=device)
     target = Target(model, tokenizer, config.target, k=config.k)
     options = config.target.template_options
     date = None
     if asks_date(plain_template(tokenizer, options)):
-        date = prompt_date(begun_with(config.out), template_hash(tokenizer, options), config.out)
+        date = prompt_date(known, template_hash(tokenizer, options), config.out)
     renderer = ChatRenderer(tokenizer, target.stop_ids, options, date)
     if plan.conversation(0).text is None:
         renderer.require_template()
@@ -285,9 +286,8 @@ def open_build(config: BuildConfig, *, device: torch.device | str = "cpu") -> Bu
     return Build(config, plan, target, maker, identity)
 
 
-def _at_the_commit_begun(config: BuildConfig) -> BuildConfig:
+def _at_the_commit_begun(config: BuildConfig, known: Identity | None) -> BuildConfig:
     """A cache of a hub's target goes on at the commit it was begun with, wherever its branch is now."""
-    known = begun_with(config.out)
     if known is None or config.target.revision is not None or known.target.get("id") != config.target.model:
         return config
     return replace(config, target=replace(config.target, revision=known.target.get("revision")))
