@@ -36,6 +36,7 @@ def export_zlab(
     ready = servable(drafter)
     with new_directory(Path(directory)) as draft:
         ready.save_pretrained(draft, dtype=dtype)
+        # The target's own, over the drafter's: Gemma rounds its scale to the embedding's type, which only it knows.
         extras = vocabulary_fields(target)
         if extras:
             config = read_config(draft)

@@ -138,7 +138,7 @@ def test_the_card_says_what_the_run_was(run, tmp_path, monkeypatch):
 def test_a_card_tells_nothing_of_other_weights_or_of_where_the_target_lay(run, tmp_path):
     figures = {"tau_pooled": 2.345, "tau_pooled_95": [2.1, 2.5], "tau_per_prompt": 2.4}
     record = {
-        "format": 2, "target": "/home/someone/secret/tiny", "dtype": "float32",
+        "format": 2, "target": str(tmp_path / "secret" / "tiny"), "dtype": "float32",
         "runs": {"auf": figures, "old": figures},
         "benchmark": Setting(128).to_dict() | {"name": "humaneval", "prompts": 32, "setting": "greedy"},
         "environment": {"date": "2026-11-24"},
