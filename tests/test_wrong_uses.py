@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 import cache_builder.cli
@@ -128,11 +127,3 @@ def test_the_page_lists_them_all(answers):
     if os.environ.get("SPECAUF_WRITE"):
         PAGE.write_text(page(answers))
     assert PAGE.read_text() == page(answers)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -25,9 +25,6 @@ CHATML = (
 )
 LAYERS, HIDDEN = 8, 32
 
-# Two threads that wait for each other cost a tiny model more than they bring it.
-torch.set_num_threads(1)
-
 
 def make_tokenizer(template: str = CHATML, eos: str = "<|im_end|>", bos: str | None = None) -> Any:
     """A byte-level tokenizer: 256 bytes and a few special tokens, so that any text round-trips."""

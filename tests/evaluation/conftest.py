@@ -12,14 +12,6 @@ from tests.builder.conftest import make_target, make_tokenizer
 from tests.training.conftest import tiny_cache  # noqa: F401
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def place(tmp_path_factory) -> Path:
     """`target`, drafters `one` and `two`, `prompts.jsonl`."""

@@ -1,4 +1,3 @@
-import pytest
 import torch
 from hypothesis import settings
 
@@ -34,11 +33,3 @@ def drafted_logits(targets, vocab, seed=0, hit=0.7, dtype=torch.float64):
     hits = torch.rand(targets.labels.shape, generator=generator) < hit
     logits.scatter_add_(-1, targets.labels[..., None], 5.0 * hits[..., None].double())
     return logits.to(dtype)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
