@@ -16,6 +16,9 @@ AVAILABLE = (
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 
+# Weights with fewer numbers stay with torch's own: there a product takes less time than finding oneDNN's kernel for it,
+# and much less than compiling one, which every new number of rows costs anew.
+SMALL = 1 << 16
 PACKED_BYTES = 4 << 30  # a packed weight is a second copy; larger models go without
 _packed: dict[int, tuple[int, torch.Size, Tensor]] = {}  # by address: tied weights share one
 
@@ -92,6 +95,7 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         AVAILABLE
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
+        and weight.numel() >= SMALL
         and x.numel() > 0
         # Tensors of FSDP, FakeTensors and the like know only torch's own operators.
         and type(x) in (Tensor, nn.Parameter)
