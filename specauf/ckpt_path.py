@@ -1,5 +1,6 @@
 """Which checkpoint file `--ckpt_path` means: a file, a run directory, or Lightning's words `last` and `best`."""
 
+import os
 from pathlib import Path
 
 from specauf.checkpoint import load_checkpoint
@@ -40,3 +41,17 @@ def checkpoint_file(given: str, folder: Path | None, *, fit: bool) -> str:
     if path.suffix != ".ckpt":  # those with it are looked at in any case
         load_checkpoint(path)
     return given
+
+
+def after_restart(folder: Path | None) -> str | None:
+    """The last checkpoint, where SLURM or torchrun has started this very command again: nobody is there to name it.
+
+    Not the file that Lightning writes when SLURM's signal comes, which may be from the middle of a step.
+
+    Args:
+        folder: where this run's checkpoints go; None for a new directory.
+    """
+    counts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    if folder is None or all(count == "0" for count in counts) or not (folder / "last.ckpt").is_file():
+        return None
+    return str(folder / "last.ckpt")

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from specauf.callbacks import Checkpoints, SaveProvenance, Summary, Throughput, TrainingProgress, WholeValidations
 from specauf.checkpoint import load_checkpoint
-from specauf.ckpt_path import checkpoint_file
+from specauf.ckpt_path import after_restart, checkpoint_file
 from specauf.command import one_line
 from specauf.data.module import CacheDataModule
 from specauf.errors import UserError
@@ -77,10 +77,12 @@ class TrainingCLI(LightningCLI):
                 f"ckpt_path is {config.ckpt_path} in a file: give it as --ckpt_path={config.ckpt_path}, or "
                 "--ckpt_path=null for none"
             )
+        root, own = config.trainer.default_root_dir, config.checkpoints.directory
+        folder = Path(own) if own is not None else None if root is None else Path(root) / "checkpoints"
         if config.ckpt_path:
-            root, own = config.trainer.default_root_dir, config.checkpoints.directory
-            folder = Path(own) if own is not None else None if root is None else Path(root) / "checkpoints"
             config.ckpt_path = checkpoint_file(str(config.ckpt_path), folder, fit=self.config.subcommand == "fit")
+        elif self.config.subcommand == "fit":
+            config.ckpt_path = after_restart(folder)
 
     def instantiate_classes(self) -> None:
         """Instantiate everything; a class that lacks its package says which one, and nothing else.

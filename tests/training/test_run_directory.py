@@ -87,3 +87,20 @@ def test_a_url_is_no_directory(tiny_cache, tmp_path, monkeypatch, capsys, option
     assert fit_here(tiny_cache, tmp_path / "run", *OPTIONS, option) == 2
     refused(capsys, option.removeprefix("--").replace("=", " is "))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
+def test_a_command_that_is_started_again_by_its_scheduler_goes_on(tiny_cache, tmp_path, ended, monkeypatch, name):
+    run = tmp_path / "run"
+    shutil.copytree(ended, run)
+    options = (*OPTIONS, "--trainer.max_steps=4")
+    monkeypatch.setenv(name, "0")
+    assert fit_here(tiny_cache, run, *options) == 2  # it is the first start, so this would be another run
+    monkeypatch.setenv(name, "1")
+    assert fit_here(tiny_cache, run, *options) == 0
+    assert sorted(logged(run)) == [2, 3]
+    figures = (run / "summary.json").read_text()
+    assert fit_here(tiny_cache, run, *options) == 0
+    assert (run / "summary.json").read_text() == figures
+    assert fit_here(tiny_cache, tmp_path / "unbegun", *options) == 0
+    assert sorted(logged(tmp_path / "unbegun")) == [0, 1, 2, 3]
