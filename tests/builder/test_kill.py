@@ -1,18 +1,14 @@
 """Builders killed at random moments of every kind of writing; the next run ends in the bytes of an unbroken one."""
 
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from cache_builder.config import BuildConfig
 from cache_builder.writer import committed_shards
 from specauf.cache import open_cache, verify
 from specauf.cache.location import Location
@@ -20,9 +16,11 @@ from specauf.cache.reader import IDENTITY
 from specauf.cache.schema import Identity, from_json
 from specauf.errors import UserError
 from tests.builder.conftest import digests, make_target, make_tokenizer, write_jsonl
+from tests.builder.killing import whole_life
 from tests.builder.test_build import config
+from tests.processes import forked
 
-Nursery = Callable[..., dict[str, Any]]
+Unbroken = tuple[dict[str, str], float]
 RANDOM = random.Random(20261124)
 # Kinds of objects, how many of each a build stores, and how often a builder dies at one of them.
 KINDS = {
@@ -44,47 +42,24 @@ TIMED = [RANDOM.uniform(0.02, 0.98) for _ in range(7)]
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.builder.nursery"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    stdin, stdout = process.stdin, process.stdout
-
-    def ask(settings: dict[str, Any], **how: Any) -> dict[str, Any]:
-        stdin.write(json.dumps({"build": settings, **how}) + "\n")
-        stdin.flush()
-        answer: dict[str, Any] = json.loads(stdout.readline())
-        return answer
-
-    yield ask
-    stdin.close()
-    assert process.wait(timeout=60) == 0
-    stdout.close()
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of a build of two shards, as JSON, without `out`."""
+def settings(tmp_path_factory: pytest.TempPathFactory) -> BuildConfig:
+    """Of a build of two shards."""
     folder = tmp_path_factory.mktemp("kill")
     make_target().save_pretrained(folder / "tiny")
     make_tokenizer().save_pretrained(folder / "tiny")
     corpus = write_jsonl(folder / "corpus.jsonl", [{"prompt": f"number {i}"} for i in range(8)])
     changes = {"max_new_tokens": 6, "documents_per_shard": 4, "features": "int8", "held_out": 0.5}
-    found = asdict(config(folder / "tiny", corpus, folder, **changes))
-    del found["out"]
-    return found
+    return config(folder / "tiny", corpus, folder, **changes)
 
 
 @pytest.fixture(scope="module")
-def unbroken(nursery: Nursery, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def unbroken(settings: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
     """Digests of every object of a build that nobody disturbed, and the seconds it took."""
     out = tmp_path_factory.mktemp("unbroken") / "cache"
-    answer = nursery(settings | {"out": str(out)})
-    assert answer["status"] == 0
-    return digests(out), answer["seconds"]
+    forked(len, ())  # the first one waits for what all are forked from
+    started = time.monotonic()
+    assert forked(whole_life, replace(settings, out=str(out))).returncode == 0
+    return digests(out), time.monotonic() - started
 
 
 def expect_no_half_truth(cache: Path) -> None:
@@ -104,10 +79,10 @@ def expect_no_half_truth(cache: Path) -> None:
             assert stored == {name: entry.bytes for name, entry in record.objects.items()}
 
 
-def expect_the_same_in_the_end(nursery: Nursery, settings: dict[str, Any], expected: dict[str, str]) -> None:
-    cache = Path(settings["out"])
+def expect_the_same_in_the_end(settings: BuildConfig, expected: dict[str, str]) -> None:
+    cache = Path(settings.out)
     expect_no_half_truth(cache)
-    assert nursery(settings)["status"] == 0
+    assert forked(whole_life, settings).returncode == 0
     assert digests(cache) == expected
     assert not list(cache.rglob("*-tmp-*")), "what killed writers left is swept away"
     assert not (cache / "builder.lock").exists()
@@ -127,17 +102,16 @@ def test_the_deaths_are_many_and_of_every_kind() -> None:
     ],
 )
 def test_killed_while_an_object_is_written(
-    nursery: Nursery,
-    settings: dict[str, Any],
-    unbroken: Any,
+    settings: BuildConfig,
+    unbroken: Unbroken,
     tmp_path: Path,
     pattern: str,
     nth: int,
     moment: str,
 ) -> None:
-    here = settings | {"out": str(tmp_path / "cache")}
-    assert nursery(here, pattern=pattern, nth=nth, moment=moment)["status"] == signal.SIGKILL
-    expect_the_same_in_the_end(nursery, here, unbroken[0])
+    here = replace(settings, out=str(tmp_path / "cache"))
+    assert forked(whole_life, here, pattern, nth, moment).returncode == -signal.SIGKILL
+    expect_the_same_in_the_end(here, unbroken[0])
 
 
 @pytest.mark.parametrize(
@@ -146,28 +120,25 @@ def test_killed_while_an_object_is_written(
     ids=["before the ranks begin", "while they work"],
 )
 def test_terminated_as_by_ctrl_c(
-    nursery: Nursery, settings: dict[str, Any], unbroken: Any, tmp_path: Path, pattern: str, left: str
+    settings: BuildConfig, unbroken: Unbroken, tmp_path: Path, pattern: str, left: str
 ) -> None:
-    here, says = settings | {"out": str(tmp_path / "cache")}, tmp_path / "says"
-    ended = nursery(here, pattern=pattern, nth=1, moment="whole", signal="SIGTERM", says=str(says))
-    assert os.waitstatus_to_exitcode(ended["status"]) == 143
-    said = says.read_text()
-    assert said.splitlines()[-1] == "terminated: run the same command again to go on from here"
-    assert "Traceback" not in said
+    here = replace(settings, out=str(tmp_path / "cache"))
+    ended = forked(whole_life, here, pattern, 1, "whole", "SIGTERM")
+    assert ended.returncode == 143
+    assert ended.stderr.splitlines()[-1] == "terminated: run the same command again to go on from here"
+    assert "Traceback" not in ended.stderr
     found = {path.name for path in (tmp_path / "cache").iterdir()}
     assert left in found
     assert not {"manifest.json", "builder.lock"} & found
-    expect_the_same_in_the_end(nursery, here, unbroken[0])
+    expect_the_same_in_the_end(here, unbroken[0])
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_at_random_times(
-    nursery: Nursery, settings: dict[str, Any], unbroken: Any, tmp_path: Path
-) -> None:
-    here = settings | {"out": str(tmp_path / "cache")}
+def test_killed_again_and_again_at_random_times(settings: BuildConfig, unbroken: Unbroken, tmp_path: Path) -> None:
+    here = replace(settings, out=str(tmp_path / "cache"))
     killed = 0
     for share in TIMED:
-        killed += nursery(here, seconds=share * unbroken[1])["status"] == signal.SIGKILL
+        killed += forked(whole_life, here, seconds=share * unbroken[1]).returncode == -signal.SIGKILL
         expect_no_half_truth(tmp_path / "cache")
     assert killed > len(TIMED) // 2, "a builder that finished early cannot be killed"
-    expect_the_same_in_the_end(nursery, here, unbroken[0])
+    expect_the_same_in_the_end(here, unbroken[0])

@@ -2,11 +2,8 @@
 
 import functools
 import json
-import os
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,19 +24,7 @@ from specauf.export.source import with_cache
 from tests.drafters.tiny import tiny_dflash, tiny_target
 from tests.export.conftest import change, config, same, tensors
 from tests.training.conftest import write_tiny_cache
-
-
-def fit(cache: Path, run: Path) -> Path:
-    """Two steps of training in a process of its own."""
-    code = "import sys; from specauf.cli import main; sys.exit(main())"
-    words = [
-        "fit", "-c", "fit", "--model.loss=auf", f"--data.cache={cache}", f"--trainer.default_root_dir={run}",
-        "--data.batch_size=4", "--data.anchors_per_document=3", "--trainer.max_steps=2", "--trainer.accelerator=cpu",
-    ]  # fmt: skip
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return run
+from tests.training.running import fit
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +35,11 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(cache, tmp_path_factory) -> Path:
-    return fit(cache, tmp_path_factory.mktemp("runs") / "auf")
+    """By a process of its own, whose words are those of the run."""
+    folder = tmp_path_factory.mktemp("runs") / "auf"
+    done = fit(cache, folder, "--model.loss=auf", "--trainer.max_steps=2")
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from specauf.cli import main
+from tests.processes import forked
 
 
 def arguments(cache: Path, run: Path, *options: str) -> list[str]:
@@ -42,16 +43,24 @@ def _here(words: list[str]) -> int:
         os.environ.update(environment)
 
 
-def fit(cache: Path, run: Path, *options: str, code: str | None = None) -> subprocess.CompletedProcess:
-    """In a process of its own, as users run it."""
+def fit(cache: Path, run: Path, *options: str, code: str | None = None) -> "subprocess.CompletedProcess[str]":
+    """In a process of its own; `code` takes the place of the command."""
+    return forked(_command, arguments(cache, run, *options), code)
+
+
+def _command(words: list[str], code: str | None) -> None:
+    sys.argv = ["specauf", *words]
+    if code is None:
+        sys.exit(main())
+    exec(compile(code, "code", "exec"), {"__name__": "__main__"})
+
+
+def fit_afresh(cache: Path, run: Path, *options: str, code: str | None = None) -> "subprocess.CompletedProcess[str]":
+    """As `fit`, in an interpreter of its own, as users run it."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *(["-m", "specauf"] if code is None else ["-c", code]), *arguments(cache, run, *options)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    program = ["-m", "specauf"] if code is None else ["-c", code]
+    words = [sys.executable, *program, *arguments(cache, run, *options)]
+    return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
 
 
 def logged(run: Path, name: str = "train/loss") -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""`specauf fit` end to end on a tiny cache, each in a process of its own as users run it."""
+"""`specauf fit` end to end on a tiny cache, in processes of their own."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import yaml
 from specauf.cli import main
 from specauf.configs import known_configs
 from specauf.training_cli import files_first
-from tests.training.running import arguments, fit, fit_here
+from tests.training.running import arguments, fit, fit_afresh, fit_here
 
 CONSTANT = "--model.schedule.class_path=specauf.schedules.Constant"
 
@@ -32,7 +32,9 @@ sys.exit(status)
 
 
 def test_training_needs_the_cache_and_nothing_of_the_target(tiny_cache, tmp_path):
-    done = fit(tiny_cache, tmp_path / "run", "--model.loss=auf", "--trainer.max_steps=5", code=FIT_WITHOUT_TARGET)
+    done = fit_afresh(
+        tiny_cache, tmp_path / "run", "--model.loss=auf", "--trainer.max_steps=5", code=FIT_WITHOUT_TARGET
+    )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
@@ -43,7 +45,7 @@ def test_training_needs_the_cache_and_nothing_of_the_target(tiny_cache, tmp_path
 
 def test_a_run_directory_says_what_the_run_was(tiny_cache, tmp_path):
     run = tmp_path / "run"
-    done = fit(tiny_cache, run, "--model.loss=decay", "--trainer.max_steps=4")
+    done = fit_afresh(tiny_cache, run, "--model.loss=decay", "--trainer.max_steps=4")
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["loss"]["init_args"]["weighting"]["class_path"].endswith("ExponentialDecay")

@@ -7,7 +7,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from specauf.callbacks import Throughput
-from tests.training.running import fit, fit_here, logged
+from tests.training.running import fit_afresh, fit_here, logged
 
 # The tiny cache has 18 training documents: 2 steps of 8 an epoch, 20 steps in all.
 COMMON = ("--trainer.max_steps=20", "--trainer.max_epochs=20", "--trainer.limit_val_batches=0",
@@ -29,7 +29,7 @@ def test_one_rank_two_ranks_and_accumulation_agree(tiny_cache, tmp_path, loss):
     for name, layout in LAYOUTS.items():
         options = (f"--model.loss={loss}", *COMMON, *layout)
         if name == "two-ranks":
-            done = fit(tiny_cache, tmp_path / name, *options)
+            done = fit_afresh(tiny_cache, tmp_path / name, *options)
             assert done.returncode == 0, done.stderr
         else:
             assert fit_here(tiny_cache, tmp_path / name, *options) == 0

@@ -1,0 +1,50 @@
+"""Processes of their own that need not import everything: they are forked from one that has.
+
+What is run in them ends as in a fresh interpreter, but for what stands in `atexit`, and finds more modules loaded.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["specauf.training_cli", "cache_builder.driver"])
+
+
+def forked(call: Callable[..., object], *args: Any, seconds: float | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run a function of a module to its end, which it may choose by SystemExit.
+
+    Args:
+        call: the function.
+        args: for it; pickled.
+        seconds: when it is killed if it is still there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = _CONTEXT.Process(target=_life, args=(str(out), str(err), call, args))
+        with pytest.MonkeyPatch.context() as patch:  # for the process they are forked from, where it starts here
+            patch.setenv("HF_HUB_OFFLINE", "1")
+            patch.setenv("OMP_NUM_THREADS", "1")
+            process.start()
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        assert process.exitcode is not None
+        said = [file.read_text() if file.exists() else "" for file in (out, err)]
+        return subprocess.CompletedProcess([], process.exitcode, *said)
+
+
+def _life(out: str, err: str, call: Callable[..., object], args: tuple[Any, ...]) -> None:
+    for descriptor, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+    multiprocessing.set_start_method(None, force=True)  # that of a fresh interpreter, for DataLoader's workers
+    torch.set_num_threads(1)
+    call(*args)
