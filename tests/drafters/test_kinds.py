@@ -86,7 +86,7 @@ def learn(drafter: Drafter, vocabulary: TargetVocabulary, batch: BlockBatch, ste
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        if value < 2e-3:
+        if value < 1e-2:
             break
     drafter.eval()
     return value

@@ -15,7 +15,8 @@ from tests.processes import forked
 def arguments(cache: Path, run: Path, *options: str) -> list[str]:
     return [
         "fit", "-c", "fit", f"--data.cache={cache}", f"--trainer.default_root_dir={run}", "--data.batch_size=4",
-        "--data.anchors_per_document=3", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", *options,
+        "--data.anchors_per_document=3", "--data.validation_documents=2", "--trainer.log_every_n_steps=1",
+        "--trainer.accelerator=cpu", *options,
     ]  # fmt: skip
 
 

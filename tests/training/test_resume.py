@@ -79,19 +79,20 @@ def test_a_finished_run_can_be_made_longer(tiny_cache, tmp_path, unbroken_consta
     assert len(list(run.glob("metrics-*.csv"))) == 1
 
 
-@pytest.fixture(scope="module", params=["2", "0.5", "3"])
+@pytest.fixture(scope="module", params=[("2", "1.0"), ("0.5", "0"), ("3", "0")], ids=lambda param: param[0])
 def unbroken_limited(request, tiny_cache, tmp_path_factory):
-    """A run whose epochs are cut short, and what cuts them."""
-    run, limit = tmp_path_factory.mktemp("limited"), f"--trainer.limit_train_batches={request.param}"
-    assert fit_here(tiny_cache, run, *OPTIONS, CONSTANT, limit) == 0
-    return run, limit
+    """A run whose epochs are cut short, and what cuts them; the first validates after each."""
+    run, (train, validation) = tmp_path_factory.mktemp("limited"), request.param
+    options = (CONSTANT, f"--trainer.limit_train_batches={train}", f"--trainer.limit_val_batches={validation}")
+    assert fit_here(tiny_cache, run, *OPTIONS, *options) == 0
+    return run, options
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4])
 def test_a_run_of_cut_epochs_goes_on_with_the_same_batches(tiny_cache, tmp_path, unbroken_limited, steps):
-    (unbroken, limit), run = unbroken_limited, tmp_path / "parts"
-    assert fit_here(tiny_cache, run, *OPTIONS, CONSTANT, limit, f"--trainer.max_steps={steps}") == 0
-    resume = (*OPTIONS, CONSTANT, limit, f"--ckpt_path={run}/checkpoints/last.ckpt")
+    (unbroken, options), run = unbroken_limited, tmp_path / "parts"
+    assert fit_here(tiny_cache, run, *OPTIONS, *options, f"--trainer.max_steps={steps}") == 0
+    resume = (*OPTIONS, *options, f"--ckpt_path={run}/checkpoints/last.ckpt")
     assert fit_here(tiny_cache, run, *resume) == 0
     rest = [value for step, value in logged(unbroken).items() if step >= steps]
     assert list(logged(run).values()) == rest
