@@ -57,6 +57,21 @@ def test_the_remaining_losses_are_those_of_the_unbroken_run(
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == STEPS
 
 
+SLURM = """
+import os
+os.environ |= dict(SLURM_NTASKS="1", SLURM_JOB_NAME="train", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="localhost",
+                   SLURM_LOCALID="0", SLURM_PROCID="0", SLURM_NODEID="0", SLURM_RESTART_COUNT="{}")
+"""
+
+
+def test_a_job_that_slurm_ends_and_starts_again_goes_on_by_itself(tiny_cache, tmp_path, unbroken):
+    stopped = fit(tiny_cache, tmp_path, *OPTIONS, code=SLURM.format(0) + STOPPED.replace("SIGNAL", "SIGTERM"))
+    assert stopped.returncode == 143, stopped.stderr
+    again = fit(tiny_cache, tmp_path, *OPTIONS, code=SLURM.format(1) + "from specauf.cli import main; main()")
+    assert again.returncode == 0, again.stderr
+    assert logged(tmp_path) == {step: value for step, value in logged(unbroken).items() if step >= STOP}
+
+
 CONSTANT = "--model.schedule.class_path=specauf.schedules.Constant"  # does not depend on the run's length
 
 
