@@ -28,10 +28,10 @@ def forked(call: Callable[..., object], *args: Any, seconds: float | None = None
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = _CONTEXT.Process(target=_life, args=(str(out), str(err), call, args))
-        with pytest.MonkeyPatch.context() as patch:  # for the process they are forked from, where it starts here
+        with pytest.MonkeyPatch.context() as patch:  # also for the process they are forked from, where it starts here
             patch.setenv("HF_HUB_OFFLINE", "1")
             patch.setenv("OMP_NUM_THREADS", "1")
+            process = _CONTEXT.Process(target=_life, args=(str(out), str(err), dict(os.environ), call, args))
             process.start()
         process.join(seconds)
         if process.is_alive():
@@ -42,7 +42,9 @@ def forked(call: Callable[..., object], *args: Any, seconds: float | None = None
         return subprocess.CompletedProcess([], process.exitcode, *said)
 
 
-def _life(out: str, err: str, call: Callable[..., object], args: tuple[Any, ...]) -> None:
+def _life(out: str, err: str, environment: dict[str, str], call: Callable[..., object], args: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     for descriptor, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
     multiprocessing.set_start_method(None, force=True)  # that of a fresh interpreter, for DataLoader's workers
