@@ -13,5 +13,5 @@ torch.set_num_threads(1)
 def _one_thread_and_seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
-    # Lightning gives a run of several processes as many as fit, and leaves them to the next test: seven times as slow.
+    # Lightning gives a run of several processes as many as fit, and would leave them to the next test.
     torch.set_num_threads(1)

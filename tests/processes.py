@@ -1,11 +1,12 @@
-"""Processes of their own that need not import everything: they are forked from one that has.
+"""Processes of their own: interpreters as users start them, and forks of a process that has imported everything.
 
-What is run in them ends as in a fresh interpreter, but for what stands in `atexit`, and finds more modules loaded.
+What is run in a fork ends as in a fresh interpreter, but for what stands in `atexit`, and finds more modules loaded.
 """
 
 import multiprocessing
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,15 @@ from typing import Any
 import pytest
 import torch
 
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["specauf.training_cli", "cache_builder.driver"])
+
+
+def afresh(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run `python WORDS` to its end."""
+    environment = os.environ | _ENVIRONMENT
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, check=False)
 
 
 def forked(call: Callable[..., object], *args: Any, seconds: float | None = None) -> "subprocess.CompletedProcess[str]":
@@ -29,8 +37,8 @@ def forked(call: Callable[..., object], *args: Any, seconds: float | None = None
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         with pytest.MonkeyPatch.context() as patch:  # also for the process they are forked from, where it starts here
-            patch.setenv("HF_HUB_OFFLINE", "1")
-            patch.setenv("OMP_NUM_THREADS", "1")
+            for name, value in _ENVIRONMENT.items():
+                patch.setenv(name, value)
             process = _CONTEXT.Process(target=_life, args=(str(out), str(err), dict(os.environ), call, args))
             process.start()
         process.join(seconds)

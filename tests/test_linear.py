@@ -113,8 +113,12 @@ def onednn_for_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Non
     """Turns it on; at the end it must have been used."""
     used = []
     own = specauf.linear._product
-    monkeypatch.setattr("specauf.linear._product", lambda *args: used.append(1) or own(*args))
-    yield lambda: monkeypatch.setattr("specauf.linear.SMALL", 0)
+
+    def turn_on() -> None:
+        monkeypatch.setattr("specauf.linear.SMALL", 0)
+        monkeypatch.setattr("specauf.linear._product", lambda *args: used.append(1) or own(*args))
+
+    yield turn_on
     assert bool(used) == AVAILABLE
 
 

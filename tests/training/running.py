@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 
 from specauf.cli import main
-from tests.processes import forked
+from tests.processes import afresh, forked
 
 
 def arguments(cache: Path, run: Path, *options: str) -> list[str]:
     return [
         "fit", "-c", "fit", f"--data.cache={cache}", f"--trainer.default_root_dir={run}", "--data.batch_size=4",
-        "--data.anchors_per_document=3", "--data.validation_documents=2", "--trainer.log_every_n_steps=1",
-        "--trainer.accelerator=cpu", *options,
+        "--data.anchors_per_document=3", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", *options,
     ]  # fmt: skip
 
 
@@ -58,10 +57,7 @@ def _command(words: list[str], code: str | None) -> None:
 
 def fit_afresh(cache: Path, run: Path, *options: str, code: str | None = None) -> "subprocess.CompletedProcess[str]":
     """As `fit`, in an interpreter of its own, as users run it."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    program = ["-m", "specauf"] if code is None else ["-c", code]
-    words = [sys.executable, *program, *arguments(cache, run, *options)]
-    return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    return afresh(*(["-m", "specauf"] if code is None else ["-c", code]), *arguments(cache, run, *options))
 
 
 def logged(run: Path, name: str = "train/loss") -> dict[int, float]:
