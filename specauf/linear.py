@@ -84,10 +84,16 @@ def _pack(weight: Tensor) -> None:
 
 def _layout(weight: Tensor) -> Tensor:
     """The packed weight, as long as it is the weight's."""
-    version, shape, packed = _packed.get(weight.data_ptr(), (None, None, weight))
+    version, shape, packed = _packed.get(weight.data_ptr(), (None, None, None))
     # Tensors made in inference mode count no versions, and so are never packed.
-    same = shape == weight.shape and not weight.is_inference() and version == weight._version
-    return packed if same else weight
+    if packed is None or weight.is_inference() or (version, shape) != (weight._version, weight.shape):
+        return _without_gaps(weight)
+    return packed
+
+
+def _without_gaps(weight: Tensor) -> Tensor:
+    """For weights that lie apart, as a slice's rows do, oneDNN has only a reference, a thousand times slower."""
+    return weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -124,7 +130,7 @@ class _OneDnn(torch.autograd.Function):
         grad = grad.contiguous()  # a sum's gradient is one number, seen everywhere
         flat = grad.reshape(-1, grad.shape[-1])
         return (
-            _product(grad, weight.t()) if needs_x else None,
-            _product(flat.t(), x.reshape(-1, x.shape[-1]).t()) if needs_weight else None,
+            _product(grad, _without_gaps(weight).t()) if needs_x else None,
+            _product(flat.t(), _without_gaps(x.reshape(-1, x.shape[-1])).t()) if needs_weight else None,
             flat.sum(0) if needs_bias else None,
         )
