@@ -28,7 +28,7 @@ from specauf.checkpoint import load_drafter
 from specauf.decoding import speculative_generate
 from specauf.drafters import DFlashDrafter, DrafterConfig, TargetVocabulary
 from specauf.evaluation.benchmarks import load_benchmark
-from specauf.evaluation.results import environment
+from specauf.evaluation.environment import environment
 from specauf.evaluation.run import encode
 from specauf.linear import use_onednn
 from specauf.targets import load_target, mask_token_id, resolve_target
@@ -117,7 +117,11 @@ def main() -> None:
         finally:
             peer.terminate()
             peer.wait()
-    print(json.dumps(figures | {"target": args.target, "new_tokens": args.new, "dtype": args.dtype, **environment()}))
+    print(
+        json.dumps(
+            figures | {"target": args.target, "new_tokens": args.new, "dtype": args.dtype, **environment(args.device)}
+        )
+    )
 
 
 def _measure(

@@ -11,7 +11,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -104,13 +104,19 @@ def build_cache(cache: CachePlan, caches: Mapping[str, CachePlan]) -> None:
 
 
 def train_and_decode(study: Study, group: Group, results: Path) -> bool:
-    """Train a group's missing runs, then decode those without a result; whether all are there."""
+    """Train a group's missing runs, then decode those without a result; whether all are there.
+
+    Raises:
+        UserError: a result that is there is of other options than the study has now.
+    """
     runs = Path("runs/study") / study.name / group.name
     words = ["specauf", "sweep", f"--losses={' '.join(group.losses)}", f"--seeds={' '.join(map(str, group.seeds))}"]
     words += [f"--out={runs}", f"--cache={study.caches[group.cache].out}", f"--drafter={group.drafter}", *group.options]
     wanted = {
         (loss, seed): results / f"{group.name}-{loss}-{seed}.json" for seed in group.seeds for loss in group.losses
     }
+    for file in filter(Path.is_file, wanted.values()):
+        check_result(json.loads(file.read_text()), file, study, group)
     missing = {key: file for key, file in wanted.items() if not file.is_file()}
     if not missing:
         return True
@@ -136,6 +142,33 @@ def train_and_decode(study: Study, group: Group, results: Path) -> bool:
             taus = {name: 1 + sum(b["accepted"]) / sum(b["cycles"]) for name, b in record["benchmarks"].items()}
             print(f"{file.stem}: tau " + ", ".join(f"{name} {tau:.3f}" for name, tau in taus.items()), flush=True)
     return all(file.is_file() for file in wanted.values())
+
+
+def check_result(record: Mapping[str, Any], file: Path, study: Study, group: Group) -> None:
+    """Refuse a result of a training or a decoding that is not the study's any more.
+
+    Raises:
+        UserError: naming what differs, with both values.
+    """
+    # Results from before the cache's name was written down have none.
+    cache = record.get("cache", {}).get("name", group.cache)
+    fields: list[tuple[str, Any, Any]] = [
+        ("options", _that_count(record["options"]), _that_count(group.options)),
+        ("drafter", record["drafter"], group.drafter),
+        ("cache", cache, group.cache),
+    ]
+    fields += [(f, record["decoding"][f], getattr(study.decoding, f)) for f in ("limit", "max_new_tokens")]
+    for field, found, expected in fields:
+        if found != expected:
+            raise UserError(
+                f"{file}: {field}: {found} found, {expected} in the study: remove the file and its run to train anew, "
+                "or name the group otherwise"
+            )
+
+
+def _that_count(options: Sequence[str]) -> list[str]:
+    """Options once each, but for that of the attention kernel, which all give the same numbers."""
+    return [o for o in dict.fromkeys(options) if not o.startswith("--model.drafter.init_args.attention=")]
 
 
 def _decoder(study: Study) -> Decoder:

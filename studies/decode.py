@@ -13,7 +13,7 @@ from specauf.decoding.speculative import speculative_generate_batch
 from specauf.drafters import Drafter, TargetVocabulary
 from specauf.errors import UserError
 from specauf.evaluation.benchmarks import benchmark_name, load_benchmark
-from specauf.evaluation.results import environment
+from specauf.evaluation.environment import environment
 from specauf.evaluation.run import encode
 from specauf.linear import use_onednn
 from specauf.progress import progress
@@ -61,7 +61,7 @@ class Decoder:
             }
         # A benchmark's name, and not the place of its file on this machine.
         decoding = vars(self.decoding) | {"benchmarks": list(self.prompts)}
-        return {"benchmarks": found, "decoding": decoding, **environment()}
+        return {"benchmarks": found, "decoding": decoding, **environment(self.device)}
 
     def _plain(self, file: Path) -> dict[str, list[list[int]]]:
         key = {name: [ids.tolist() for _, ids in prompts] for name, prompts in self.prompts.items()}

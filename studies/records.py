@@ -1,11 +1,13 @@
 """What the JSON record of a training says: emitted length, and gains over another's with their intervals."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from specauf.errors import UserError
 from specauf.evaluation.summary import bootstrap_paired
 
 Record = dict[str, Any]
@@ -27,11 +29,15 @@ def gain(records: Sequence[Record], base: Sequence[Record], benchmark: str) -> t
     """Ratio of pooled tau to the base's over paired trainings, with its 95 % interval: prompts drawn in pairs.
 
     A prompt's cycles of all seeds are drawn together, so seeds do not pass for independent prompts.
+
+    Raises:
+        UserError: they did not decode the same prompts.
     """
     mine, theirs = paired(records, base)
     if not mine:
         return None
     ratio = _pooled(mine, benchmark) / _pooled(theirs, benchmark)
+    _prompts(mine + theirs, benchmark)
     return (ratio, *bootstrap_paired(*_by_prompt(mine, benchmark), *_by_prompt(theirs, benchmark), plus=1.0))
 
 
@@ -42,14 +48,33 @@ def gain_over_seeds(
 
     It covers what another seed would change: initial weights, order, anchors. Repeats of a seed are pooled.
     """
+    found = _over_seeds(records, base, benchmark)
+    if found is None:
+        return None
+    low, high = found[1].confidence_interval(0.95)
+    return found[0], float(np.exp(low)), float(np.exp(high))
+
+
+def p_over_seeds(records: Sequence[Record], base: Sequence[Record], benchmark: str) -> float | None:
+    """Two-sided p of the same test: below 0.05 where the interval leaves out 1."""
+    found = _over_seeds(records, base, benchmark)
+    return None if found is None else float(found[1].pvalue)
+
+
+def _over_seeds(records: Sequence[Record], base: Sequence[Record], benchmark: str) -> tuple[float, Any] | None:
+    """Ratio and test: in pairs within a group, whose seeds share weights and batches, and by Welch's across groups."""
     sides = paired(records, base)
-    seeds = {r["seed"] for r in sides[0]}
+    seeds = sorted({r["seed"] for r in sides[0]})
     if len(seeds) < 3:
         return None
-    taus = np.array([[_pooled([r for r in side if r["seed"] == s], benchmark) for s in seeds] for side in sides])
-    logs = np.log(taus[0] / taus[1])
-    low, high = stats.ttest_1samp(logs, 0.0).confidence_interval(0.95)
-    return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))
+    logs = np.log([[_pooled([r for r in side if r["seed"] == s], benchmark) for s in seeds] for side in sides])
+    alike = len({r["group"] for side in sides for r in side}) == 1
+    if np.ptp(logs[0] - logs[1] if alike else logs, -1).max() == 0:
+        return None  # a loss that never starts gives 1 each time, from which no spread can be told
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)  # one side is all alike
+        test = stats.ttest_rel(*logs) if alike else stats.ttest_ind(*logs, equal_var=False)
+    return float(np.exp(logs[0].mean() - logs[1].mean())), test
 
 
 def _training(record: Record) -> tuple[int, int]:
@@ -62,6 +87,18 @@ def _pooled(records: Sequence[Record], benchmark: str) -> float:
 
 
 def _by_prompt(records: Sequence[Record], benchmark: str) -> tuple[np.ndarray, np.ndarray]:
+    _prompts(records, benchmark)
     parts = [r["benchmarks"][benchmark] for r in records]
     accepted, cycles = (np.array([part[key] for part in parts], float).sum(0) for key in ("accepted", "cycles"))
     return accepted, cycles
+
+
+def _prompts(records: Sequence[Record], benchmark: str) -> None:
+    first = records[0]
+    for record in records:
+        if record["benchmarks"][benchmark]["task_id"] != first["benchmarks"][benchmark]["task_id"]:
+            one, two = ("{group}-{loss}-{seed}".format(**r) for r in (first, record))
+            raise UserError(
+                f"{benchmark}: {one} and {two} decoded different prompts, the same expected: remove the result of one "
+                "and run the study again"
+            )

@@ -8,7 +8,7 @@ from pathlib import Path
 from specauf.errors import UserError
 from studies.plan import Curve, Group, Study
 from studies.plots import plot_curve, plot_gains
-from studies.records import Record, gain, gain_over_seeds, paired, tau
+from studies.records import Record, gain, gain_over_seeds, p_over_seeds, paired, tau
 
 
 def write_tables(study: Study, results: Path) -> str:
@@ -35,6 +35,7 @@ def write_tables(study: Study, results: Path) -> str:
     parts += [gains(trained)] if len(trained) > 1 else []
     parts += [compare(study.comparisons, records)] if study.comparisons else []
     parts += [curve_table(curve, records) for curve in study.curves]
+    parts += [line] if (line := several_tests(study, records)) else []
     text = "\n\n".join(parts) + "\n"
     (results / "table.md").write_text(text)
     plot_gains(trained, results / "gain.png")
@@ -116,6 +117,32 @@ def compare(pairs: Sequence[tuple[str, str]], records: Sequence[Record]) -> str:
             rows.append(cells)
     lines = ["### Across groups", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
+
+
+def several_tests(study: Study, records: Sequence[Record]) -> str:
+    """How many intervals by seeds the tables hold, and which leave out 0 when that many are looked at (Holm).
+
+    None of several intervals at 95 % is a finding of its own: of twenty without any effect, one leaves out 0 by chance.
+    """
+    pairs = [(f"{g.name}/{loss}", f"{g.name}/{g.base}") for g in study.merged() for loss in g.losses if loss != g.base]
+    tests = []
+    for one, other in [*pairs, *study.comparisons]:
+        mine, base = ([r for r in records if f"{r['group']}/{r['loss']}" == name] for name in (one, other))
+        found = {name: p_over_seeds(mine, base, name) for name in records[0]["benchmarks"]}
+        tests += [(p, f"{one} against {other} on {name}") for name, p in found.items() if p is not None]
+    if not tests:
+        return ""
+    tests.sort()
+    remain = []
+    for i, (p, name) in enumerate(tests):
+        if p > 0.05 / (len(tests) - i):
+            break
+        remain.append(f"{name} (p = {p:.2g})")
+    alone = sum(p < 0.05 for p, _ in tests)
+    return "### Several tests\n\n" + (
+        f"Of {len(tests)} intervals by seeds {alone} leave out 0, where {len(tests) / 20:.0f} would "
+        f"by chance. Corrected for {len(tests)} (Holm) there remain: {', '.join(remain) or 'none'}."
+    )
 
 
 def curve_table(curve: Curve, records: Sequence[Record]) -> str:

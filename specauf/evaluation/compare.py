@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from specauf.errors import UserError
+from specauf.evaluation.environment import united
 from specauf.evaluation.summary import bootstrap_paired
 
 
@@ -16,7 +17,8 @@ def compare(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         runs: of one benchmark and setting, with their `by_prompt` sums.
 
     Returns:
-        By "first/last": `tau_ratio`, `tau_ratio_95` (prompts resampled as pairs) and `prompts`, how many they share.
+        By "first/last": `tau_ratio`, `tau_ratio_95` (prompts resampled as pairs) and `prompts`, how many they share;
+        prompts for which either drafted nothing are left out.
     """
     *names, base = runs
     found = {f"{name}/{base}": _ratio(runs[name]["by_prompt"], runs[base]["by_prompt"]) for name in names}
@@ -24,8 +26,8 @@ def compare(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any] | None:
-    at = {prompt: i for i, prompt in enumerate(_prompts(second))}
-    pairs = [(i, at[prompt]) for i, prompt in enumerate(_prompts(first)) if prompt in at]
+    at = {prompt: i for i, prompt in enumerate(_prompts(second)) if second["cycles"][i]}
+    pairs = [(i, at[prompt]) for i, prompt in enumerate(_prompts(first)) if prompt in at and first["cycles"][i]]
     if not pairs:
         return None
     one, two = ([pair[side] for pair in pairs] for side in (0, 1))
@@ -50,7 +52,7 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         records: evaluation records by the label that tells runs of the same name apart.
 
     Raises:
-        UserError: they were not measured alike: of different targets, in different precision, or of different length.
+        UserError: they were not measured alike: of different targets, in different precision or length, or elsewhere.
     """
     labels = list(records)
     first = records[labels[0]]
@@ -59,13 +61,17 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for label, record in records.items():
         for field in ("target", "dtype"):
             _require_same(field, first[field], labels[0], record[field], label)
+        places = first["environment"], record["environment"]
+        _require_same("device", places[0]["device"], labels[0], places[1]["device"], label)
     names = [name for record in records.values() for name in record["runs"]]
     parts: dict[tuple[str, str], dict[str, Any]] = {}
     seen: dict[tuple[str, str], str] = {}
     training: dict[str, Any] = {}
+    drafters: dict[str, Any] = {}
     for label, record in records.items():
         own = {name: name if names.count(name) == 1 else f"{label}/{name}" for name in record["runs"]}
         training |= {own[name]: curve for name, curve in record.get("training", {}).items()}
+        drafters |= {own[name]: digest for name, digest in record["drafters"].items()}
         for part in record["parts"]:
             bench = part["benchmark"]
             key = bench["name"], bench["setting"]
@@ -81,12 +87,16 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                     d | {"decoder": own.get(d["decoder"], d["decoder"])} for d in part["divergences"]
                 ]
     joined = [part | {"comparisons": compare(part["runs"])} for part in parts.values()]
-    return dict(first) | {
+    common = {key: v for key, v in first.items() if all(key in r and r[key] == v for r in records.values())}
+    return {
+        **{key: common[key] for key in ("format", "target", "dtype", "corpus", "cache") if key in common},
+        "drafters": drafters,
         **{key: joined[0][key] for key in ("benchmark", "runs", "comparisons")},
         "lossless": _all([record["lossless"] for record in records.values()]),
         "divergences": [d for part in joined for d in part["divergences"]],
         "parts": joined,
         "training": training,
+        "environment": united([record["environment"] for record in records.values()]),
     }
 
 

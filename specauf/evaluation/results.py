@@ -1,19 +1,15 @@
 """The evaluation record: what `specauf evaluate` writes and `specauf report` reads."""
 
-import datetime
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-import torch
 
-from specauf import __version__
 from specauf.cache.schema import Manifest
 from specauf.errors import UserError
 from specauf.evaluation.compare import compare
+from specauf.evaluation.environment import united
 from specauf.evaluation.summary import (
     bootstrap_paired,
     bootstrap_tau,
@@ -165,7 +161,7 @@ def evaluation_record(
         "divergences": [d for part in greedy for d in part["divergences"]],
         "parts": parts,
         "training": dict(training),
-        "environment": environment(),
+        "environment": united([row["environment"] for row in rows]),
     }
 
 
@@ -173,16 +169,3 @@ def _fitting(slots: Mapping[str, int], rows: Sequence[Row]) -> dict[str, int]:
     """Drafted slots in the setting of some rows."""
     block = rows[0]["setting"]["block_size"]
     return {name: min(count, block - 1) if block else count for name, count in slots.items()}
-
-
-def environment() -> dict[str, Any]:
-    """Where and when figures were measured."""
-    return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "specauf": __version__,
-    }

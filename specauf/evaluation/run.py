@@ -15,11 +15,13 @@ from specauf.drafters import Drafter, TargetVocabulary
 from specauf.errors import UserError
 from specauf.evaluation.benchmarks import Prompt
 from specauf.evaluation.divergence import divergence
+from specauf.evaluation.environment import environment
 from specauf.evaluation.settings import Setting
 from specauf.progress import progress
 
 Row = dict[str, Any]
 PLAIN = "plain"
+ROWS = 2  # raised when the same command gives other rows than the release before
 
 
 def evaluate_prompts(
@@ -36,7 +38,7 @@ def evaluate_prompts(
     """One row a prompt and setting: tokens and seconds of plain decoding, of `generate`, and of every drafter.
 
     Each finished row is appended to `rows_file`, so an interrupted evaluation goes on at the first missing one.
-    Rows of other drafter weights or another target are refused.
+    Rows of other drafter weights or another target are refused, and those measured on another device or release.
 
     Args:
         target: the causal LM that verifies.
@@ -53,7 +55,8 @@ def evaluate_prompts(
     """
     options = dict(template_options or {})
     key = _key(drafters, {**identity, "template_options": options})
-    finished = {_place(row): row for row in _finished(rows_file, key)}
+    place = environment(target.device)
+    finished = {_place(row): row for row in _finished(rows_file, key, place)}
     todo = [(name, s, p) for name, prompts in benchmarks.items() for s in settings for p in prompts]
     wanted = [(name, json.dumps(s.to_dict()), p.task_id, p.digest) for name, s, p in todo]
     missing = [item for item, place in zip(todo, wanted, strict=True) if place not in finished]
@@ -63,7 +66,7 @@ def evaluate_prompts(
     done = len(todo) - len(missing)
     with progress("decoding", len(todo), unit="prompts", initial=done) as advance, rows_file.open("a") as out:
         for name, setting, prompt in missing:
-            row = {"key": key, "benchmark": name, "setting": setting.to_dict()}
+            row = {"key": key, "environment": place, "benchmark": name, "setting": setting.to_dict()}
             row |= decode_prompt(target, encode(tokenizer, prompt.text, options), drafters, prompt, setting, vocabulary)
             out.write(json.dumps(row) + "\n")
             out.flush()
@@ -101,7 +104,7 @@ def decode_prompt(
     vocabulary: TargetVocabulary | None = None,
 ) -> Row:
     """Decode one prompt, of the tokens `ids`, in every way; the order is generate, plain, then each drafter."""
-    ids = ids.to(target.device)
+    ids, seed = ids.to(target.device), _seed(setting, prompt)
 
     def decode(drafter: Drafter | None) -> DecodeResult:
         return speculative_generate(
@@ -115,10 +118,10 @@ def decode_prompt(
             sampling=setting.sampling,
             block_size=None if drafter is None else setting.block_size,
             vocabulary=vocabulary,
-            generator=torch.Generator(target.device).manual_seed(setting.seed),
+            generator=torch.Generator(target.device).manual_seed(seed),
         )
 
-    expected, seconds = _generate(target, ids, setting)
+    expected, seconds = _generate(target, ids, setting, seed)
     row: Row = {
         "task_id": prompt.task_id,
         "digest": prompt.digest,
@@ -170,11 +173,20 @@ def without_processors(target: Any) -> list[str]:
     return [f"{name} {getattr(own, name)}" for name in PROCESSORS if getattr(own, name, None) != getattr(neutral, name)]
 
 
-def _generate(target: Any, ids: torch.Tensor, setting: Setting) -> tuple[list[int], float]:
+def _seed(setting: Setting, prompt: Prompt) -> int:
+    """Of a prompt's random numbers: other prompts draw others, as the bootstrap over prompts takes for granted.
+
+    All drafters draw the same, so that comparing them in pairs takes out what chance they share.
+    """
+    text = f"{setting.seed} {prompt.task_id} {prompt.digest}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _generate(target: Any, ids: torch.Tensor, setting: Setting, seed: int) -> tuple[list[int], float]:
     """The answer of transformers' own generation, and its seconds."""
     options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if not setting.greedy:
-        torch.manual_seed(setting.seed)
+        torch.manual_seed(seed)
         options = {"do_sample": True, "temperature": setting.temperature}
         options |= {"top_k": setting.top_k or 0, "top_p": setting.top_p or 1.0}
     started = time.perf_counter()
@@ -190,7 +202,7 @@ def _warm_up(target: Any, ids: torch.Tensor, drafters: Mapping[str, Drafter]) ->
 
 
 def _key(drafters: Mapping[str, Drafter], identity: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps({**identity, "rows": ROWS}, sort_keys=True).encode())
     for name, drafter in sorted(drafters.items()):
         digest.update(name.encode())
         digest.update(json.dumps(drafter.config.to_dict(), sort_keys=True).encode())
@@ -203,7 +215,7 @@ def _place(row: Row) -> tuple[str, str, str, str]:
     return row["benchmark"], json.dumps(row["setting"]), row["task_id"], row["digest"]
 
 
-def _finished(rows_file: Path, key: str) -> list[Row]:
+def _finished(rows_file: Path, key: str, place: Mapping[str, Any]) -> list[Row]:
     if not rows_file.exists():
         return []
     rows = []
@@ -219,5 +231,10 @@ def _finished(rows_file: Path, key: str) -> list[Row]:
         raise UserError(
             f"{rows_file} holds results of another target, other drafters or another release ({rows[0].get('key')}, "
             f"now {key}): delete it or write elsewhere with --out"
+        )
+    for field in (f for f in place if rows and f != "date" and rows[0]["environment"][f] != place[f]):
+        raise UserError(
+            f"{field}: {rows[0]['environment'][field]} in {rows_file}, {place[field]} now; times of one evaluation are "
+            "measured alike: go on there, delete the file or write elsewhere with --out"
         )
     return rows

@@ -32,7 +32,7 @@ class Setting:
         top_p: sample among the most probable tokens that hold this mass.
         sampling: how drafts are drawn and accepted above temperature 0.
         block_size: a shorter block than the drafters were trained with; the trained one when None.
-        seed: of every prompt's random numbers.
+        seed: of the random numbers; every prompt draws others, and all drafters the same.
     """
 
     max_new_tokens: int

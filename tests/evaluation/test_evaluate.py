@@ -154,8 +154,19 @@ def test_runs_of_one_name_keep_apart_and_only_shared_prompts_count():
     assert compare({"x": run(["1"], [1]), "y": run(["2"], [1])}) == {}
     bench = {"name": "b", "setting": "greedy", "prompts": 1, "max_new_tokens": 5, "temperature": 0, "seed": 0}
     part = {"benchmark": bench, "runs": {"x": run(["1"], [5])}}
+    where = {"date": "2026-11-26", "device": "CPU"}
     whole = {"target": "t", "dtype": "float32", "lossless": True, "runs": part["runs"], "parts": [part]}
-    joined = join({"p": whole, "q": whole})
+    whole |= {"drafters": {"x": "digest"}, "environment": where, "cache": {"tokens": 9}}
+    other = whole | {
+        "drafters": {"x": "another"},
+        "environment": where | {"date": "2026-11-27"},
+        "cache": {"tokens": 8},
+    }
+    joined = join({"p": whole, "q": other})
+    assert joined["drafters"] == {"p/x": "digest", "q/x": "another"}
+    assert joined["environment"] == {"date": "2026-11-26 and 2026-11-27", "device": "CPU"}
+    assert "cache" not in joined, "it would be that of some of them"
+    assert join({"p": whole, "q": whole})["cache"] == {"tokens": 9}
     assert list(joined["runs"]) == ["p/x", "q/x"]
     assert joined["comparisons"]["p/x/q/x"]["tau_ratio_95"] == (1.0, 1.0)
     (line,) = comparison_lines(joined["parts"][0])
@@ -167,6 +178,7 @@ def test_runs_of_one_name_keep_apart_and_only_shared_prompts_count():
         (longer, "max_new_tokens: 5 in p, 9 in q; report runs of one max_new_tokens together"),
         (whole | {"dtype": "bfloat16"}, "dtype: float32 in p, bfloat16 in q"),
         (whole | {"target": "u"}, "target: t in p, u in q"),
+        (whole | {"environment": where | {"device": "H100"}}, "device: CPU in p, H100 in q"),
     ):
         with pytest.raises(UserError, match=says):
             join({"p": whole, "q": other})
@@ -176,6 +188,51 @@ def test_prompts_of_one_name_and_other_text_are_no_pair():
     sums = {"task_id": ["p/1", "p/2"], "digest": ["a", "b"], "accepted": [5, 6], "cycles": [10, 10]}
     other = sums | {"digest": ["a", "c"], "accepted": [10, 0]}
     assert compare({"x": {"by_prompt": sums}, "y": {"by_prompt": other}})["x/y"]["prompts"] == 1
+
+
+def test_a_prompt_that_ends_with_its_first_token_is_no_pair():
+    sums = {"task_id": ["p/1", "p/2"], "digest": ["a", "b"], "accepted": [5, 0], "cycles": [10, 0]}
+    other = sums | {"accepted": [10, 20], "cycles": [10, 10]}
+    found = compare({"x": {"by_prompt": sums}, "y": {"by_prompt": other}})["x/y"]
+    assert found == {"tau_ratio": 0.75, "tau_ratio_95": (0.75, 0.75), "prompts": 1}
+    alone = {name: {"by_prompt": {k: v[1:] for k, v in s.items()}} for name, s in (("x", sums), ("y", sums))}
+    assert compare(alone) == {}
+
+
+def test_prompts_draw_other_random_numbers_and_drafters_the_same(place, tmp_path, monkeypatch):
+    """Were they the same for all prompts, the bootstrap over prompts would not see what they share."""
+    seeds, real = {}, run_module.speculative_generate
+
+    def generate(target, drafter, ids, **options):
+        if "generator" in options:
+            seeds.setdefault(tuple(ids[0].tolist()), []).append(options["generator"].initial_seed())
+        return real(target, drafter, ids, **options)
+
+    monkeypatch.setattr(run_module, "speculative_generate", generate)
+    assert main(command(place, tmp_path / "a", "--temperatures=[1.0]")) == 0
+    assert [len(found) for found in seeds.values()] == [3, 3, 3]  # plain decoding and two drafters
+    assert all(len(set(found)) == 1 for found in seeds.values())
+    first = {found[0] for found in seeds.values()}
+    assert len(first) == 3
+    seeds.clear()
+    assert main(command(place, tmp_path / "b", "--temperatures=[1.0]", "--seed=1")) == 0
+    assert not first & {found[0] for found in seeds.values()}
+
+
+def test_rows_measured_elsewhere_are_refused(place, tmp_path, monkeypatch, capsys):
+    assert main(command(place, tmp_path, "--limit=1")) == 0
+    capsys.readouterr()
+    real = run_module.environment
+    monkeypatch.setattr(run_module, "environment", lambda device: real(device) | {"date": "2099-01-01"})
+    assert main(command(place, tmp_path, "--limit=2")) == 0
+    found = record_of(tmp_path)["environment"]["date"]
+    assert found == f"{real('cpu')['date']} and 2099-01-01"
+    rows, before = tmp_path / "evaluation.jsonl", (tmp_path / "evaluation.jsonl").read_text()
+    monkeypatch.setattr(run_module, "environment", lambda device: real(device) | {"device": "H100"})
+    capsys.readouterr()
+    assert main(command(place, tmp_path)) == 2
+    assert f"device: CPU in {rows}, H100 now" in capsys.readouterr().err
+    assert rows.read_text() == before
 
 
 def test_the_chat_template_gets_the_targets_options(place, tmp_path):

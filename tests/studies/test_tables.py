@@ -1,18 +1,22 @@
 """Study files are checked before hours are spent, and tables follow from the JSON records alone."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
 from specauf.errors import UserError
+from studies.__main__ import check_result, train_and_decode
 from studies.plan import FOLDER, Curve, Group, read_study
 from studies.plots import plot_curve
-from studies.records import gain, gain_over_seeds, tau
-from studies.tables import compare, curve_table, gains, table, write_tables
+from studies.records import gain, gain_over_seeds, p_over_seeds, tau
+from studies.tables import compare, curve_table, gains, several_tests, table, write_tables
 
 
 def record(loss: str, seed: int, accepted: list[int], cycles: list[int]) -> dict[str, Any]:
@@ -153,6 +157,7 @@ def test_the_interval_over_seeds_is_student_s_and_pools_repeats() -> None:
     base = [record("decay", s, [10], [10]) for s in (0, 1, 2)]
     better = [record("auf", s, [a], [10]) for s, a in ((0, 12), (1, 11), (2, 14), (3, 90))]
     assert gain_over_seeds(better[:2], base, "b") is None  # two seeds say nothing of a third
+    assert gain_over_seeds([r | {"loss": "never-starts"} for r in base], base, "b") is None
     found = gain_over_seeds(better, base, "b")
     assert found is not None
     logs = np.log([2.2 / 2, 2.1 / 2, 2.4 / 2])
@@ -161,6 +166,81 @@ def test_the_interval_over_seeds_is_student_s_and_pools_repeats() -> None:
     # A repeat that only repeats must not count as a seed of its own.
     again = [r | {"repeat": 1} for r in (*base, *better)]
     assert gain_over_seeds([*better, *again[3:]], [*base, *again[:3]], "b") == pytest.approx(found)
+
+
+def test_across_groups_the_interval_over_seeds_is_welch_s() -> None:
+    """What two groups share by a seed is its number: that their taus go up and down together may be chance."""
+    base = [record("decay", s, [a], [10]) | {"group": "other"} for s, a in ((0, 10), (1, 12), (2, 11))]
+    better = [record("auf", s, [a], [10]) for s, a in ((0, 15), (1, 18), (2, 16))]
+    found = gain_over_seeds(better, base, "b")
+    assert found is not None
+    one, other = (np.log([a / 10 + 1 for a in sums]) for sums in ((15, 18, 16), (10, 12, 11)))
+    parts = [logs.var(ddof=1) / 3 for logs in (one, other)]
+    freedom = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
+    half = stats.t.ppf(0.975, freedom) * sum(parts) ** 0.5
+    mean = one.mean() - other.mean()
+    assert np.log(found) == pytest.approx([mean, mean - half, mean + half], rel=1e-6)
+    p = p_over_seeds(better, base, "b")
+    assert p == pytest.approx(2 * stats.t.sf(mean / sum(parts) ** 0.5, freedom))
+
+
+def test_many_tests_are_corrected_for_their_number() -> None:
+    raw = read_study("reduced")
+    study = replace(raw, groups=[Group("g", "demo", ["decay", "auf", "ce"], [0, 1, 2])], comparisons=[])
+    base = [record("decay", s, [10], [10]) for s in (0, 1, 2)]
+    sure = [record("auf", s, [a], [10]) for s, a in ((0, 2000), (1, 2010), (2, 1990))]
+    noise = [record("ce", s, [a], [10]) for s, a in ((0, 9), (1, 10), (2, 11))]
+    assert several_tests(study, base + sure[:2]) == ""
+    text = several_tests(study, base + sure + noise)
+    assert "Of 2 intervals by seeds 1 leave out 0, where 0 would" in text
+    assert re.search(r"remain: g/auf against g/decay on b \(p = [\d.e-]+\)\.$", text)
+    # p is 0.02: alone it would count, but not beside another.
+    weak = [record("auf", s, [a], [10]) for s, a in ((0, 12), (1, 13), (2, 14))]
+    assert p_over_seeds(weak, base, "b") == pytest.approx(0.034, abs=0.01)
+    assert several_tests(study, base + weak + noise).endswith("there remain: none.")
+
+
+def test_only_the_same_prompts_are_paired() -> None:
+    one, other = record("auf", 0, [3, 4], [10, 10]), record("decay", 0, [1, 2], [10, 10])
+    other["benchmarks"]["b"]["task_id"] = ["1", "0"]
+    with pytest.raises(UserError, match="b: g-auf-0 and g-decay-0 decoded different prompts"):
+        gain([one], [other], "b")
+    again = record("auf", 1, [3, 4], [10, 10])
+    again["benchmarks"]["b"]["task_id"] = ["0", "2"]
+    with pytest.raises(UserError, match="b: g-auf-0 and g-auf-1 decoded different prompts"):
+        gain([one, again], [record("decay", s, [1, 2], [10, 10]) for s in (0, 1)], "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"options": ["--a=2"]}, r"options: \['--a=2'\] found, \['--a=1'\] in the study"),
+        ({"drafter": "domino"}, "drafter: domino found, dflash in the study"),
+        ({"cache": {"name": "large"}}, "cache: large found, demo in the study"),
+        ({"decoding": {"limit": 9, "max_new_tokens": 48}}, "limit: 9 found, 64 in the study"),
+    ],
+)
+def test_a_result_of_other_options_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    study = read_study("reduced")
+    group = Group("g", "demo", ["auf"], [0], options=["--a=1", "--model.drafter.init_args.attention=sdpa"])
+    kept = record("auf", 0, [1], [2]) | {"options": ["--a=1"], "drafter": "dflash"}
+    kept["decoding"] = {"limit": 64, "max_new_tokens": 48}
+    file = tmp_path / "g-auf-0.json"
+    file.write_text(json.dumps(kept))
+    assert train_and_decode(study, group, tmp_path)
+    file.write_text(json.dumps(kept | change))
+    with pytest.raises(UserError, match=message):
+        train_and_decode(study, group, tmp_path)
+
+
+def test_the_committed_results_are_of_their_studies() -> None:
+    for name in ("full", "reduced"):
+        study = read_study(name)
+        for file in sorted((FOLDER / "results" / name).glob("*.json")):
+            found = json.loads(file.read_text())
+            for group in study.groups:
+                if group.name == found["group"] and found["loss"] in group.losses and found["seed"] in group.seeds:
+                    check_result(found, file, study, group)
 
 
 def test_a_curve_has_every_training_of_a_kind_in_the_order_of_its_amount(tmp_path: Path) -> None:
