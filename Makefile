@@ -77,7 +77,7 @@ report: setup ## Markdown, HTML and plots of RUN's evaluation
 	$(BIN)/specauf report $(RUN) $(ARGS)
 
 test: setup ## the fast tests, as CI runs them
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 test-slow: setup ## the fast tests and those that need SmolLM2 or minutes
 	$(BIN)/python -m pytest -q -m 'not gpu'

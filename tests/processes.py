@@ -16,14 +16,17 @@ import pytest
 import torch
 
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-_CONTEXT = multiprocessing.get_context("forkserver")
+METHOD = "forkserver"  # of what has imported everything
+_CONTEXT = multiprocessing.get_context(METHOD)
 _CONTEXT.set_forkserver_preload(["specauf.training_cli", "cache_builder.driver"])
 
 
-def afresh(*words: str) -> "subprocess.CompletedProcess[str]":
-    """Run `python WORDS` to its end."""
-    environment = os.environ | _ENVIRONMENT
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, check=False)
+def afresh(*words: str, folder: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run `python WORDS` to its end, in a folder or here."""
+    environment = os.environ | _ENVIRONMENT | {"PYTHONPATH": str(Path.cwd())}
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, env=environment, cwd=folder, check=False
+    )
 
 
 def forked(call: Callable[..., object], *args: Any, seconds: float | None = None) -> "subprocess.CompletedProcess[str]":

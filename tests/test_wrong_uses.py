@@ -22,7 +22,7 @@ from specauf.drafters import DFlashDrafter, DrafterConfig
 from tests.builder.conftest import make_target, make_tokenizer
 from tests.training.conftest import tiny_cache, write_tiny_cache  # noqa: F401  (a fixture)
 from tests.training.running import fit_here
-from tests.wrong_uses import CASES, PAGE, page
+from tests.wrong_uses import CASES, PAGE, page, row
 
 ROOT = Path(__file__).parent.parent
 MAIN = {"specauf": specauf.cli.main, "cache-builder": cache_builder.cli.main}
@@ -86,13 +86,12 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-@pytest.fixture(scope="module")
-def answers() -> dict[str, str]:
-    return {}
+WRITE = bool(os.environ.get("SPECAUF_WRITE"))
+answers: dict[str, str] = {}
 
 
 @pytest.mark.parametrize("command", [c for cases in CASES.values() for c, _ in cases])
-def test_one_line_and_status_2(command, place, answers, monkeypatch, capsys):
+def test_one_line_and_status_2(command, place, monkeypatch, capsys):
     says = next(says for cases in CASES.values() for c, says in cases if c == command)
     monkeypatch.chdir(place)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -117,13 +116,13 @@ def test_one_line_and_status_2(command, place, answers, monkeypatch, capsys):
     said = re.sub(r"tmp-\d+ \(\d+ bytes\)", "tmp-N (139 bytes)", said)
     # Lines of another release's files have other numbers.
     answers[command] = re.sub(r"\.py:\d+\)", ".py)", said)
+    assert WRITE or row(command, answers[command]) in PAGE.read_text().splitlines()
 
 
-def test_the_page_lists_them_all(answers):
-    count = sum(map(len, CASES.values()))
-    assert count >= 40
-    if len(answers) < count:
-        pytest.skip("not all of them ran well")
-    if os.environ.get("SPECAUF_WRITE"):
+def test_the_page_lists_them_all():
+    assert sum(map(len, CASES.values())) >= 40
+    if WRITE:
         PAGE.write_text(page(answers))
-    assert PAGE.read_text() == page(answers)
+    answered = {command: "" for cases in CASES.values() for command, _ in cases}
+    # What stands in the second column is held against each case above.
+    assert re.sub(r"(?m)^(\| `.*?` \|) .* \|$", r"\1  |", PAGE.read_text()) == page(answered)

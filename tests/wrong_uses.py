@@ -159,7 +159,6 @@ CASES: dict[str, list[tuple[str, str]]] = {
 
 def page(answers: dict[str, str]) -> str:
     """docs/wrong-uses.md: every command with the whole line that answers it."""
-    short = {FIT: "specauf fit ...", BUILD: "cache-builder build ...", EVALUATE: "specauf evaluate ..."}
     count = sum(map(len, CASES.values()))
     lines = [
         "# Wrong uses",
@@ -170,13 +169,18 @@ def page(answers: dict[str, str]) -> str:
     ]
     for title, cases in CASES.items():
         lines += ["", f"## {title}", "", "| command | answer |", "|---|---|"]
-        for command, _ in cases:
-            said = answers[command].replace("|", "\\|")
-            lines.append(f"| `{_short(command, short)}` | {said} |")
+        lines += [row(command, answers[command]) for command, _ in cases]
     return "\n".join(lines) + "\n"
 
 
-def _short(command: str, short: dict[str, str]) -> str:
+def row(command: str, answer: str) -> str:
+    """The command's line of the page."""
+    answer = answer.replace("|", "\\|")
+    return f"| `{_short(command)}` | {answer} |"
+
+
+def _short(command: str) -> str:
+    short = {FIT: "specauf fit ...", BUILD: "cache-builder build ...", EVALUATE: "specauf evaluate ..."}
     return next((s + command[len(whole) :] for whole, s in short.items() if command.startswith(whole)), command)
 
 

@@ -27,6 +27,7 @@ from specauf.objectives import (
     block_loss,
     global_mean,
 )
+from tests import processes
 from tests.objectives.conftest import drafted_logits, random_targets
 
 BLOCKS, SLOTS, VOCAB = 24, 4, 13
@@ -150,7 +151,7 @@ def on_one_of_two_ranks(rank, folder):
 
 
 def test_two_ranks_are_one(tmp_path):
-    mp.spawn(on_one_of_two_ranks, (str(tmp_path),), nprocs=2)
+    mp.start_processes(on_one_of_two_ranks, (str(tmp_path),), nprocs=2, start_method=processes.METHOD)
     metrics = make_metrics()
     update_metrics(metrics, loss_of(Drafter(), slice(None), OBJECTIVES["auf"], every_slot=True))
     for rank in range(2):

@@ -45,10 +45,11 @@ def _here(words: list[str]) -> int:
 
 def fit(cache: Path, run: Path, *options: str, code: str | None = None) -> "subprocess.CompletedProcess[str]":
     """In a process of its own; `code` takes the place of the command."""
-    return forked(_command, arguments(cache, run, *options), code)
+    return forked(command, arguments(cache, run, *options), code)
 
 
-def _command(words: list[str], code: str | None) -> None:
+def command(words: list[str], code: str | None = None) -> None:
+    """What a forked process does: `specauf WORDS`, or the code with these words."""
     sys.argv = ["specauf", *words]
     if code is None:
         sys.exit(main())

@@ -1,10 +1,6 @@
 """`specauf fit` end to end on a tiny cache, in processes of their own."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +41,7 @@ def test_training_needs_the_cache_and_nothing_of_the_target(tiny_cache, tmp_path
 
 def test_a_run_directory_says_what_the_run_was(tiny_cache, tmp_path):
     run = tmp_path / "run"
-    done = fit_afresh(tiny_cache, run, "--model.loss=decay", "--trainer.max_steps=4")
+    done = fit(tiny_cache, run, "--model.loss=decay", "--trainer.max_steps=4")
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["loss"]["init_args"]["weighting"]["class_path"].endswith("ExponentialDecay")
@@ -125,29 +121,6 @@ def test_nor_where_its_checkpoints_are_elsewhere(tiny_cache, tmp_path, capsys, o
 
 def test_every_loss_is_known():
     assert {"auf", "ce", "decay"} <= set(known_configs("loss"))
-
-
-def test_two_ranks_share_the_directory_that_was_not_named(tiny_cache, tmp_path):
-    options = [
-        "--trainer.devices=2",
-        "--trainer.strategy=ddp",
-        "--trainer.max_steps=1",
-        "--trainer.limit_val_batches=0",
-    ]
-    words = [w for w in arguments(tiny_cache, tmp_path, "--model.loss=auf", *options) if "default_root_dir" not in w]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run(
-        [sys.executable, "-m", "specauf", *words],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (run,) = (tmp_path / "runs").iterdir()
-    assert (run / "checkpoints/last.ckpt").is_file()
-    assert json.loads((run / "run.json").read_text())["world_size"] == 2
 
 
 def test_a_flag_beats_a_file_wherever_it_stands():

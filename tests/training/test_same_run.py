@@ -1,13 +1,15 @@
 """However a step's documents are spread over ranks and micro-batches, it is the same step."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from specauf.callbacks import Throughput
-from tests.training.running import fit_afresh, fit_here, logged
+from tests.processes import afresh
+from tests.training.running import arguments, fit_here, logged
 
 # The tiny cache has 18 training documents: 2 steps of 8 an epoch, 20 steps in all.
 COMMON = ("--trainer.max_steps=20", "--trainer.max_epochs=20", "--trainer.limit_val_batches=0",
@@ -20,26 +22,36 @@ LAYOUTS = {
 }
 
 
+def on_two_ranks(cache: Path, folder: Path, *options: str) -> Path:
+    """The run's directory, which is not named: both ranks take that of the first, below where they are started."""
+    words = [word for word in arguments(cache, folder, *options) if "default_root_dir" not in word]
+    done = afresh("-m", "specauf", *words, folder=folder)
+    assert done.returncode == 0, done.stderr
+    (run,) = (folder / "runs").iterdir()
+    assert json.loads((run / "run.json").read_text())["world_size"] == 2
+    return run
+
+
 def weights(run):
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 @pytest.mark.parametrize("loss", ["auf", pytest.param("auf-block", marks=pytest.mark.slow)])
 def test_one_rank_two_ranks_and_accumulation_agree(tiny_cache, tmp_path, loss):
+    runs = {name: tmp_path / name for name in LAYOUTS}
     for name, layout in LAYOUTS.items():
         options = (f"--model.loss={loss}", *COMMON, *layout)
         if name == "two-ranks":
-            done = fit_afresh(tiny_cache, tmp_path / name, *options)
-            assert done.returncode == 0, done.stderr
+            runs[name] = on_two_ranks(tiny_cache, tmp_path, *options)
         else:
-            assert fit_here(tiny_cache, tmp_path / name, *options) == 0
-    one = tmp_path / "one"
+            assert fit_here(tiny_cache, runs[name], *options) == 0
+    one = runs["one"]
     losses = logged(one)
     assert len(losses) == 20
     # AUF cut: the support is neither empty nor the whole block, and differs between steps.
     assert len({round(share, 3) for share in logged(one, "train/support_ratio").values()}) > 5
     for name in ("two-ranks", "accumulated"):
-        run = tmp_path / name
+        run = runs[name]
         other = logged(run)
         assert list(other.values()) == pytest.approx(list(losses.values()), rel=1e-5, abs=1e-5)
         assert list(logged(run, "train/grad_norm").values()) == pytest.approx(

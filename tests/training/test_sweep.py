@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import yaml
@@ -10,6 +11,8 @@ from specauf import sweep as module
 from specauf.cli import main
 from specauf.errors import UserError
 from specauf.sweep import plan, summarise, table
+from tests.processes import forked
+from tests.training import running
 
 
 def command(cache, out, *more, seeds="0 1"):
@@ -21,7 +24,16 @@ def command(cache, out, *more, seeds="0 1"):
     ]  # fmt: skip
 
 
-def test_a_sweep_ends_in_a_table_and_does_nothing_twice(tiny_cache, tmp_path, capsys):
+def run_forked(words, stderr, check):
+    """In place of subprocess.run: without the imports of a fresh interpreter."""
+    assert words[:3] == [sys.executable, "-m", "specauf"]
+    done = forked(running.command, words[3:])
+    stderr.write(done.stderr)
+    return done
+
+
+def test_a_sweep_ends_in_a_table_and_does_nothing_twice(tiny_cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module.subprocess, "run", run_forked)
     out = tmp_path / "sweep"
     assert main(command(tiny_cache, out, seeds="0")) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
