@@ -147,7 +147,7 @@ MORE_TRAININGS: list[tuple[str, ...]] = [
 
 def training(folder: Path) -> None:
     """Trainings, a warm start, a resumed run and validation have the numbers of the CPU."""
-    cache = write_tiny_cache(folder / "cache", features="sketch", sketch_rank=16)
+    cache = write_tiny_cache(folder / "cache", documents=12, features="sketch", sketch_rank=16)
     shared = []
 
     def look(module: DrafterModule) -> None:
@@ -248,6 +248,9 @@ def decoding(folder: Path) -> None:
             assert len(sampled.tokens) == 21
 
 
+DOCUMENTS = 20
+
+
 def building(folder: Path) -> None:
     """Caches of every kind of features, of answers greedy, sampled and given, are those of the CPU.
 
@@ -255,7 +258,7 @@ def building(folder: Path) -> None:
     """
     make_target().save_pretrained(folder / "target")
     make_tokenizer().save_pretrained(folder / "target")
-    asked = [[{"role": "user", "content": f"question number {i} " + "x" * (i % 7)}] for i in range(40)]
+    asked = [[{"role": "user", "content": f"question number {i} " + "x" * (i % 7)}] for i in range(DOCUMENTS)]
     given = [[*turns, {"role": "assistant", "content": "an answer"}] for turns in asked]
     questions, chats = (
         write_jsonl(folder / f"{name}.jsonl", [{"messages": turns} for turns in rows])
@@ -275,9 +278,9 @@ def building(folder: Path) -> None:
             if number == 1:  # as where the device has no room for them
                 patch.setattr(Target, "place_for_features", lambda target, tokens: torch.device("cpu"))
             cache_builder.driver.build(there)
-        assert open_cache(there.out).manifest.counts.documents == 40
+        assert open_cache(there.out).manifest.counts.documents == DOCUMENTS
         if CUDA:
-            for n in range(40):
+            for n in range(DOCUMENTS):
                 mine, theirs = (open_cache(w.out).document(n) for w in (here, there))
                 assert np.array_equal(mine.tokens, theirs.tokens)
                 if here.features != "sketch":  # whose basis was fitted on either side
