@@ -12,10 +12,12 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from specauf.callbacks import Checkpoints, SaveProvenance, Summary, Throughput, TrainingProgress, WholeValidations
 from specauf.checkpoint import load_checkpoint
+from specauf.checkpoint_io import WholeCheckpointIO
 from specauf.ckpt_path import after_restart, checkpoint_file
 from specauf.command import one_line
 from specauf.data.module import CacheDataModule
@@ -131,6 +133,9 @@ class TrainingCLI(LightningCLI):
             defaults = [WholeValidations(), *defaults, *([] if config.fast_dev_run else [Summary()])]
         kinds = tuple(type(c) for c in own)
         kwargs["callbacks"] = own + [c for c in defaults if not isinstance(c, kinds)]
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
         _require_whole_drafter(config.strategy)
         _require_fp32_weights(config.precision)
         try:

@@ -38,8 +38,8 @@ def one_line_errors() -> Iterator[None]:
         if error.errno not in _DISK_FULL:
             raise
         raise UserError(
-            f"trainer.default_root_dir: writing failed ({error.strerror}); the last checkpoint is whole: free some "
-            "space and go on with --ckpt_path=RUN/checkpoints/last.ckpt"
+            f"trainer.default_root_dir: writing failed ({error.strerror}); a checkpoint that was there is whole: free "
+            "some space and go on with --ckpt_path=RUN/checkpoints/last.ckpt"
         ) from error
     except MisconfigurationException as error:
         raise _refused(error) from error
