@@ -1,9 +1,14 @@
 """Errors a user can act on, and the one place that turns them into an exit status."""
 
 import difflib
+import errno
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -35,14 +40,23 @@ def run_command(command: Callable[[], object]) -> int:
     """Run a command line's body; returns the exit status.
 
     0; 2 after one line on stderr for a `UserError`, or for a file that cannot be read or written; 130 when interrupted,
-    143 when terminated.
+    143 when terminated; 141 when nobody reads what is printed any more, as behind `| head`.
     """
     try:
         command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
+        if error.errno in DISK_FULL:
+            where = "" if error.filename is None else f"{error.filename}: "
+            print(f"error: {where}writing failed ({error.strerror}): free some space and try again", file=sys.stderr)
+            return 2
         if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}; name another file or directory, or mend it", file=sys.stderr)
@@ -52,3 +66,13 @@ def run_command(command: Callable[[], object]) -> int:
         print(f"{said}: run the same command again to go on from here", file=sys.stderr)
         return status_of(stopped)
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Whether it is standard output that has no reader; what it still holds is let go of then."""
+    output, state = sys.stdout.fileno(), select.poll()
+    state.register(output, 0)
+    if not state.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True

@@ -4,7 +4,6 @@ Errors of our own code, and of any other than Lightning's, keep their traceback.
 """
 
 import contextlib
-import errno
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,10 +17,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from specauf.callbacks import Checkpoints
 from specauf.drafters import DominoSpec
-from specauf.errors import UserError
+from specauf.errors import DISK_FULL, UserError
 from specauf.module import DrafterModule
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LIGHTNING = Path(L.__file__).parent
 
 
@@ -35,7 +33,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise UserError(
             f"trainer.default_root_dir: writing failed ({error.strerror}); a checkpoint that was there is whole: free "

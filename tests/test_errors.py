@@ -1,4 +1,11 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
 from specauf.errors import UserError, run_command, unknown_name
+from tests.processes import forked
 
 
 def test_user_error_is_one_line_and_status_2(capsys):
@@ -12,3 +19,35 @@ def test_user_error_is_one_line_and_status_2(capsys):
 def test_unknown_name_suggests_and_lists():
     message = str(unknown_name("loss", "aufs", ["decay", "auf"]))
     assert message == "unknown loss 'aufs'. Did you mean auf? Known: auf, decay"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_one_line_wherever_it_shows(capsys):
+    def write():
+        with Path("/dev/full").open("w") as file:
+            file.write("x")
+
+    assert run_command(write) == 2
+    assert capsys.readouterr().err == "error: writing failed (No space left on device): free some space and try again\n"
+
+
+def say_to_nobody(lines: int) -> None:
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.close(writer)
+    os.close(reader)
+    sys.exit(run_command(lambda: [print("x" * 100) for _ in range(lines)]))
+
+
+@pytest.mark.parametrize("lines", [1, 1000])
+def test_a_reader_that_has_gone_is_no_error(lines):
+    done = forked(say_to_nobody, lines)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_broken_pipe_is(capsys):
+    def command():
+        raise BrokenPipeError
+
+    with capsys.disabled(), pytest.raises(BrokenPipeError):
+        run_command(command)

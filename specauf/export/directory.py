@@ -41,6 +41,8 @@ def new_directory(path: Path) -> Iterator[Path]:
             file.chmod(0o644)
         require_absent(path)
         draft.rename(path)
+    except SafetensorError as error:  # reading has errors of its own
+        raise UserError(f"{path} cannot be written ({error}): free some space or choose another directory") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -2,8 +2,10 @@
 
 import functools
 import json
+import resource
 import shlex
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from specauf.export.card import About
 from specauf.export.source import with_cache
 from tests.drafters.tiny import tiny_dflash, tiny_target
 from tests.export.conftest import change, config, same, tensors
+from tests.processes import forked
 from tests.training.conftest import write_tiny_cache
 from tests.training.running import fit
 
@@ -56,6 +59,21 @@ def refused(capsys, *words: object) -> str:
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     return err
+
+
+def on_a_full_disk(words: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, -1))
+    sys.exit(main(words))
+
+
+@pytest.mark.parametrize("to", ["zlab", "speculators"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(run, tmp_path, to):
+    out = tmp_path / "exports" / "out"
+    done = forked(on_a_full_disk, ["export", str(run), f"--to={to}", f"--out={out}"])
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {out} cannot be written (")
+    assert done.stderr.count("\n") == 1
+    assert list(out.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("to", ["zlab", "speculators"])
