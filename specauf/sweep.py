@@ -149,10 +149,12 @@ def execute(runs: Sequence[Run], options: Sequence[str]) -> dict[str, str]:
                 said = run.directory / "stderr.txt"
                 with said.open("w") as file:
                     command = [sys.executable, "-m", "specauf", *run.command(options)]
-                    status = subprocess.run(command, stderr=file, check=False).returncode
-                if status:
+                    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=file, check=False)
+                if done.returncode:
                     lines = [line for line in said.read_text().splitlines() if line.strip()]
-                    failed[str(run.directory)] = lines[-1].removeprefix("error: ") if lines else f"status {status}"
+                    failed[str(run.directory)] = (
+                        lines[-1].removeprefix("error: ") if lines else f"status {done.returncode}"
+                    )
             advance(1, note=f"{run.name} seed {run.seed} {'failed' if str(run.directory) in failed else 'done'}")
     return failed
 

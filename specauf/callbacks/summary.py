@@ -1,4 +1,4 @@
-"""What a run came to, in one file, written when training has ended well: so its presence means a finished run."""
+"""What a run came to, in a line and in a file, written when training has ended well: the file means a finished run."""
 
 import json
 import time
@@ -7,13 +7,14 @@ from typing import Any
 
 import lightning as L
 
+from specauf.callbacks.checkpoints import Checkpoints
 from specauf.callbacks.throughput import Throughput
 
 SUMMARY = "summary.json"
 
 
 class Summary(L.Callback):
-    """Writes `summary.json` into the run directory at the end of training.
+    """Writes `summary.json` into the run directory at the end of training, and says where the run is.
 
     Fields: steps, tau (the last validation's), best_tau, best_step, loss (the last step's), seconds (of training, up to
     the checkpoint that the run went on from too), data_wait_share (of this process).
@@ -61,7 +62,10 @@ class Summary(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file; the last checkpoint has been written by now."""
         file = Path(trainer.default_root_dir) / SUMMARY
-        if not trainer.is_global_zero or (self._started is None and file.exists()):  # nothing was left to do
+        if not trainer.is_global_zero:
+            return
+        print(self._said(trainer), flush=True)
+        if self._started is None and file.exists():  # nothing was left to do
             return
         speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         record = {
@@ -74,6 +78,22 @@ class Summary(L.Callback):
             "data_wait_share": speed.waited_seconds / speed.busy_seconds if speed and speed.busy_seconds else None,
         }
         file.write_text(json.dumps(record, indent=2) + "\n")
+
+    def _said(self, trainer: L.Trainer) -> str:
+        root, steps = trainer.default_root_dir, trainer.global_step
+        if self._started is None:
+            return f"{root}: nothing left to do after {steps} steps; raise trainer.max_epochs or max_steps to go on"
+        said = [f"{steps} steps"]
+        if -1 != trainer.max_epochs == trainer.current_epoch and steps < trainer.max_steps:
+            said[0] += f" (trainer.max_epochs {trainer.max_epochs} came before max_steps {trainer.max_steps})"
+        if self.best_tau is not None:
+            said.append(f"best tau {self.best_tau:.3f} at step {self.best_step}")
+        target = trainer.datamodule.cache.manifest.identity.target["id"]  # type: ignore[attr-defined]
+        kept = next((c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)), None)
+        drafter = root
+        if kept is not None and Path(kept) != Path(root) / "checkpoints":
+            drafter = str(Path(kept) / ("last.ckpt" if self.best_tau is None else "best.ckpt"))
+        return f"{root}: {', '.join(said)}\n  next: specauf evaluate {drafter} --target {target}"
 
     def _last_loss(self) -> float | None:
         """This process's last, which is read only when asked for; a GPU would be waited for at every step."""

@@ -1,4 +1,4 @@
-"""`summary.json` says what a run came to, also when its command is repeated, and of validations alone."""
+"""`summary.json`, and a line, say what a run came to, also when its command is repeated, and of validations alone."""
 
 import json
 
@@ -45,6 +45,26 @@ def test_a_run_that_goes_on_counts_what_went_before(tiny_cache, tmp_path, ended)
     assert found["tau"] == pytest.approx(logged(tmp_path, "val/tau")[7])
     before = load_checkpoint(ended / "checkpoints/last.ckpt")["callbacks"]["Summary"]["seconds"]
     assert found["seconds"] > before > 0
+
+
+def test_the_end_says_where_the_run_is_and_what_comes_next(tiny_cache, tmp_path, capsys):
+    run, target = tmp_path / "run", "--target tiny/target"
+    assert fit_here(tiny_cache, run, *OPTIONS, "--trainer.max_epochs=1", "--trainer.max_steps=40") == 0
+    found = summary(run)
+    tau = f"best tau {found['best_tau']:.3f} at step 4"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{run}: 4 steps (trainer.max_epochs 1 came before max_steps 40), {tau}",
+        f"  next: specauf evaluate {run} {target}",
+    ]
+    assert fit_here(tiny_cache, run, *OPTIONS, "--trainer.max_epochs=1", f"--ckpt_path={run}") == 0
+    said = "nothing left to do after 4 steps; raise trainer.max_epochs or max_steps to go on"
+    assert capsys.readouterr().out == f"{run}: {said}\n"
+    options = ("--trainer.max_steps=2", "--trainer.limit_val_batches=0", f"--checkpoints.directory={tmp_path}/kept")
+    assert fit_here(tiny_cache, tmp_path / "other", *OPTIONS, *options) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}/other: 2 steps",
+        f"  next: specauf evaluate {tmp_path}/kept/last.ckpt {target}",
+    ]
 
 
 def test_a_sanity_check_is_no_validation(tiny_cache, tmp_path):

@@ -24,7 +24,7 @@ def command(cache, out, *more, seeds="0 1"):
     ]  # fmt: skip
 
 
-def run_forked(words, stderr, check):
+def run_forked(words, stdout, stderr, check):
     """In place of subprocess.run: without the imports of a fresh interpreter."""
     assert words[:3] == [sys.executable, "-m", "specauf"]
     done = forked(running.command, words[3:])
@@ -58,7 +58,7 @@ def test_a_failed_run_is_reported_at_the_end_and_tried_again(tiny_cache, tmp_pat
         def __init__(self, returncode):
             self.returncode = returncode
 
-    def run(words, stderr, check):
+    def run(words, stdout, stderr, check):
         directory = next(w.partition("=")[2] for w in words if w.startswith("--trainer.default_root_dir"))
         calls.append(directory)
         if directory.endswith("decay-0") and len(calls) < 5:
@@ -125,7 +125,7 @@ class Finished:
     def __init__(self):
         self.commands = []
 
-    def __call__(self, words, stderr, check):
+    def __call__(self, words, stdout, stderr, check):
         self.commands.append(words)
         directory = next(w.partition("=")[2] for w in words if w.startswith("--trainer.default_root_dir"))
         (module.Path(directory) / "summary.json").write_text('{"best_tau": 1.5, "loss": 2.0, "seconds": 1.0}')
