@@ -33,6 +33,8 @@ def begin(cache_dir: str, identity: Identity, *, damaged_manifest: bool = False)
     names = [n for n in place.files() if n not in unasked]
     if MANIFEST in names:
         found = open_sealed(place.read(MANIFEST), f"{cache_dir}/{MANIFEST}").identity
+    elif names == [IDENTITY]:
+        found = identity  # it ended before it had stored anything, so nothing is lost by other settings
     elif IDENTITY in names:
         found = _begun_as(place)
     elif names:

@@ -23,7 +23,7 @@ from cache_builder.writer import StorageSpec, fit_digest, write_manifest, write_
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location, StoreError, sha256
 from specauf.cache.objects import read_checked
-from specauf.cache.reader import FEATURE_FIT, MANIFEST, TARGET
+from specauf.cache.reader import FEATURE_FIT, IDENTITY, LOCK, MANIFEST, TARGET
 from specauf.cache.schema import CommitRecord, Identity, Manifest, from_json, open_sealed
 from specauf.errors import UserError
 from specauf.targets import load_target
@@ -68,7 +68,8 @@ class Build:
             # The manifest was lost or thrown away; the commit records say that the shards are this build's.
             restore_identity(place, self.identity)
         begin(self.config.out, self.identity, damaged_manifest=MANIFEST in again)
-        if not self._told_before(place, files):
+        nothing_stored = files.keys() <= {LOCK, IDENTITY, BUILD}
+        if nothing_stored or not self._told_before(place, files):
             place.write(BUILD, told(self.config))
         place.sweep()
         for name in again:
@@ -195,18 +196,19 @@ class Build:
         for name in stored:
             place.remove(f"{name}.json")
 
-    def fit(
-        self, documents: list[BuiltDocument], more: str = "--documents_per_shard"
-    ) -> tuple[FeatureCodec, list[float]]:
+    def fit(self, documents: list[BuiltDocument], more: str | None = None) -> tuple[FeatureCodec, list[float]]:
         """How this build stores features, fitted on some documents, and the relative error of each tap on others.
 
         Args:
             documents: made by this build.
-            more: the option that gives more of them.
+            more: what gives more of them, where it is not the build's own first shard.
 
         Raises:
             UserError: they have too few tokens for the sketch.
         """
+        if more is None:
+            all_of_them = self.plan.num_shards == 1
+            more = "give more documents or --features=int8" if all_of_them else "raise --documents_per_shard"
         fitting = Fitting(
             self.config.features, len(self.target.taps), self.identity.sketch_rank, self.config.fit_tokens, more
         )

@@ -5,6 +5,7 @@ import datetime
 import logging
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -65,6 +66,7 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
             _run(work, _advance(_silent, world), None)
             return None
         work.claim(again)
+        _say_if_none_is_held_out(work)
         documents, missing = len(work.plan.numbers), work.missing()
         done = documents - sum(len(work.plan.shard(n)) for n in missing)
         show = stack.enter_context(progress("build", float(documents), unit="documents", initial=float(done)))
@@ -73,6 +75,17 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
         _run(work, _advance(show, world), _First(missing, lock))
         lock.confirm()
         return work.finish()
+
+
+def _say_if_none_is_held_out(work: Build) -> None:
+    """Before the target has answered anything, for what to do about it is to build anew."""
+    share, count = work.config.held_out, len(work.plan.numbers)
+    if share and not work.plan.held_out.any():
+        print(
+            f"note: none of {count} documents is held out to validate on (held_out is {share}): raise --held_out, or "
+            "train with --data.validate_on=train",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ def estimate(config: BuildConfig, sample: int | None, clock: Callable[[], float]
         raise UserError(f"none of {len(numbers)} sampled documents is left ({drops}): raise --sample")
     with tempfile.TemporaryDirectory(prefix="specauf-estimate-") as folder:
         with times.spent("once"):
-            codec, _ = work.fit(documents, "--sample")
+            codec, _ = work.fit(documents, "raise --sample")
             begin(folder, work.identity)
             write_target(
                 folder,

@@ -22,7 +22,7 @@ class Fitting:
         taps: taps that are concatenated.
         rank: of a sketch.
         fit_tokens: tokens to fit on, at most.
-        more: the option that gives more tokens where they are too few; empty where none does.
+        more: what gives more tokens where they are too few; empty where nothing does.
     """
 
     kind: FeatureKind
@@ -63,8 +63,8 @@ class Fitting:
         try:
             return self._fit_on(whole[:: self._step(whole)][: self.fit_tokens])
         except TooFewTokensError as error:
-            more = self.more if len(whole) < self.fit_tokens else "--fit_tokens"
-            raise UserError(f"{error}: lower --sketch_rank" + (more and f", or raise {more}")) from error
+            more = self.more if len(whole) < self.fit_tokens else "raise --fit_tokens"
+            raise UserError(f"{error}: lower --sketch_rank" + (more and f", or {more}")) from error
 
     def _errors(self, whole: Float[Tensor, "tokens features"], codec: FeatureCodec) -> list[float]:
         step = self._step(whole)

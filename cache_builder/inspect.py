@@ -102,7 +102,8 @@ def summary(where: str, manifest: Manifest) -> str:
 
 def build_summary(where: str, manifest: Manifest) -> str:
     """What a build says when it is done."""
-    return f"{summary(where, manifest)}\n  dropped {_drops(manifest)}\n  next: specauf fit, with --data.cache={where}"
+    words = f"--data.cache={where}" + ("" if manifest.counts.held_out_documents else " --data.validate_on=train")
+    return f"{summary(where, manifest)}\n  dropped {_drops(manifest)}\n  next: specauf fit, with {words}"
 
 
 def inspect(where: str, samples: int) -> Inspection:

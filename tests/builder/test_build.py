@@ -9,6 +9,7 @@ import torch
 
 from cache_builder.config import BUILD, BuildConfig, read_told
 from cache_builder.driver import build
+from cache_builder.inspect import build_summary
 from specauf.cache import open_cache, verify
 from specauf.errors import UserError
 from specauf.targets import TargetConfig
@@ -176,7 +177,7 @@ def test_the_split_follows_the_question_not_the_order(tiny_target_dir: Path, tmp
         ({"features": "sketch", "fit_tokens": 20}, "sketch_rank is 32, fit_tokens is 20.*or raise --fit_tokens"),
         (
             {"features": "sketch", "sketch_rank": 96, "max_documents": 1, "min_answer_tokens": 1},
-            "sketch_rank is 96, .* allow 1 to .*: lower --sketch_rank, or raise --documents_per_shard",
+            "sketch_rank is 96, .* allow 1 to .*: lower --sketch_rank, or give more documents or --features=int8",
         ),
     ],
 )
@@ -186,6 +187,22 @@ def test_a_bad_setting_is_one_line(
     with pytest.raises(UserError, match=message) as caught:
         build(config(tiny_target_dir, corpus, tmp_path / "cache", **change))
     assert "\n" not in str(caught.value)
+
+
+def test_a_build_that_ended_before_it_stored_anything_may_have_other_settings(
+    tiny_target_dir: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = {"features": "sketch", "max_documents": 1, "min_answer_tokens": 1, "held_out": 0.001}
+    with pytest.raises(UserError, match="lower --sketch_rank"):
+        build(config(tiny_target_dir, corpus, tmp_path / "cache", sketch_rank=96, **few))
+    assert "note: none of 1 documents is held out" in capsys.readouterr().err
+    manifest = build(config(tiny_target_dir, corpus, tmp_path / "cache", sketch_rank=8, **few))
+    assert manifest is not None
+    assert build_summary("c", manifest).endswith("next: specauf fit, with --data.cache=c --data.validate_on=train")
+    assert read_told((tmp_path / "cache" / BUILD).read_bytes(), "c").sketch_rank == 8
+    assert verify(open_cache(str(tmp_path / "cache"))) == []
+    with pytest.raises(UserError, match="sketch_rank is 8, this build has 9"):
+        build(config(tiny_target_dir, corpus, tmp_path / "cache", sketch_rank=9, **few))
 
 
 def test_out_that_is_a_file_is_refused(tiny_target_dir: Path, corpus: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.cache.test_features import RANK, TAPS, features
 
 
 def fitting(fit_tokens: int, kind: Any = "sketch", rank: int = RANK) -> Fitting:
-    return Fitting(kind, TAPS, rank, fit_tokens, "--documents_per_shard")
+    return Fitting(kind, TAPS, rank, fit_tokens, "raise --documents_per_shard")
 
 
 def same_fit(found: Any, expected: Any) -> None:
