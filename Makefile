@@ -19,7 +19,7 @@ STUDY ?= reduced
 JOBS ?= 2
 DRAFTER ?=
 INIT ?=
-CACHE ?= $(shell ls -td caches/*/ 2>/dev/null | head -n 1)
+CACHE ?= $(shell ls -t caches/*/manifest.json 2>/dev/null | head -n 1 | xargs -r dirname)
 RUN ?= $(shell ls -td runs/*/checkpoints runs/*/*/checkpoints 2>/dev/null | head -n 1 | xargs -r dirname)
 ARGS ?=
 

@@ -60,6 +60,7 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.devices))
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet_end(speaks=first))
+        stack.enter_context(_no_empty_directory(place) if first else contextlib.nullcontext())
         lock = stack.enter_context(BuildLock(place)) if first else None
         work = open_build(config, device=device_of(config))
         if lock is None:
@@ -75,6 +76,18 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
         _run(work, _advance(show, world), _First(missing, lock))
         lock.confirm()
         return work.finish()
+
+
+@contextlib.contextmanager
+def _no_empty_directory(place: Location) -> Iterator[None]:
+    """A build that ends before its first file leaves no directory that it has made."""
+    folder = None if place.local is None or place.local.exists() else place.local
+    try:
+        yield
+    finally:
+        if folder is not None:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def _say_if_none_is_held_out(work: Build) -> None:

@@ -89,7 +89,7 @@ def detect(row: Mapping[str, Any], where: str) -> Format:
     for form in ("messages", "conversations", "turns", "text"):
         if row.get(form) is not None:
             return form
-    if any(isinstance(row.get(name), str | list) for name in PROMPTS):
+    if any(name in row for name in PROMPTS):
         return "prompt"
     raise UserError(
         f"{where}: columns are {', '.join(map(repr, list(row)[:8])) or 'none'}, expected messages, conversations, "

@@ -21,9 +21,14 @@ class CommandParser(ArgumentParser):
 
 
 def one_line(message: str) -> str:
-    """What jsonargparse says first; it puts details and the traceback's text below."""
+    """What jsonargparse says first; it puts details and the traceback's text below, and a reason behind a colon."""
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-    return " ".join(lines[:2]) + " (--help lists the options)"
+    if len(lines) > 2 and lines[1].startswith("- Expected a path") and lines[2].startswith("- "):
+        del lines[1]  # a class could also be given by a file, which is seldom what was meant
+    end = 2
+    while end < len(lines) and lines[end - 1].endswith(":"):
+        end += 1
+    return " ".join(lines[:end]) + " (--help lists the options)"
 
 
 def run_function(function: Callable[..., Any], argv: list[str], *, positional: str | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from pickle import UnpicklingError
 
 from huggingface_hub.errors import HfHubHTTPError
@@ -42,6 +43,8 @@ def one_line_errors(name: str, where: str | None) -> Iterator[None]:
             hint = "install what is named and run the command again"
         elif "offline" in text or "connect" in text or "couldn't reach" in text or "cached files" in text:
             hint = "connect to huggingface.co once, unset HF_HUB_OFFLINE, or give --target.model=DIRECTORY"
+            if where is not None and not Path(where).exists():
+                hint += f" (there is no {where} here)"
         else:
             hint = "give a hub id or a local directory with config, tokenizer and weights, --target.model=..."
         raise UserError(f"target {name} ({where}) cannot be loaded: {said} -- {hint}") from error

@@ -32,6 +32,13 @@ class _Rate(ProgressColumn):
         return Text("" if not speed else rate_text(speed, unit), style="progress.data.speed")
 
 
+class _Note(ProgressColumn):
+    """What was said last, as far as the line has room."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
+
+
 def rate_text(rate: int | float, unit: str) -> str:
     """Units a second, or seconds a unit where those are more than one."""
     return f"{rate:,.1f} {unit}/s" if rate >= 1 else f"{1 / rate:,.1f} s/{unit.removesuffix('s')}"
@@ -54,11 +61,11 @@ def progress(
     if sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             _Rate(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            _Note(),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(description, total=total, completed=int(initial), unit=unit, note="")

@@ -77,7 +77,10 @@ def default_taps(num_layers: int, count: int = 5) -> tuple[int, ...]:
     # Python's banker's rounding is part of the released formula.
     taps = tuple(round(1 + i * (num_layers - 4) / (count - 1)) for i in range(count))
     if len(set(taps)) < count or not 0 <= min(taps) <= max(taps) < num_layers - 1:
-        raise UserError(f"{count} taps do not fit a target of {num_layers} layers: give taps below {num_layers - 1}")
+        raise UserError(
+            f"the usual {count} taps do not fit a target of {num_layers} layers: name layers below {num_layers - 1} "
+            "with --target.taps"
+        )
     return taps
 
 

@@ -70,6 +70,8 @@ def place(tiny_cache, tmp_path_factory) -> Path:  # noqa: F811
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"count to {i}"}) + "\n" for i in range(12)))
     (folder / "broken.jsonl").write_text('{"prompt": "a"}\n{broken\n')
     (folder / "empty.jsonl").write_text("\n")
+    (folder / "blank.jsonl").write_text('{"prompt": " "}\n')
+    (folder / "numbers.jsonl").write_text('{"prompt": 5}\n')
     (folder / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
     (folder / "data.csv").write_text("prompt\na\n")
     (folder / "broken.yaml").write_text("target: [\n")

@@ -180,6 +180,7 @@ def _prompts(rows: Rows, where: str, name: str, text: Callable[[Mapping[str, Any
         if not isinstance(found, str) or not found.strip():
             fields = ", ".join(sorted(map(str, row))) or "no field" if isinstance(row, dict) else type(row).__name__
             wanted = "a `turns` list of strings or a `prompt` string" if text is _generic else f"the fields of {name}"
-            raise UserError(f"{where} line {number} has {fields}: give {wanted}")
+            empty = ", which is empty" if isinstance(found, str) else ""
+            raise UserError(f"{where} line {number} has {fields}{empty}: give {wanted}")
         prompts.append(Prompt(f"{name}/{number}", found))
     return prompts

@@ -187,6 +187,7 @@ def test_a_bad_setting_is_one_line(
     with pytest.raises(UserError, match=message) as caught:
         build(config(tiny_target_dir, corpus, tmp_path / "cache", **change))
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "cache").exists() or list((tmp_path / "cache").iterdir())
 
 
 def test_a_build_that_ended_before_it_stored_anything_may_have_other_settings(

@@ -1,6 +1,7 @@
 """What `make` would run: names and paths alike, and no flag that the user did not ask for: a flag beats a file."""
 
 import itertools
+import os
 import shlex
 import shutil
 import subprocess
@@ -116,3 +117,15 @@ def test_the_demo_is_what_it_was(place, more):
     said = printed(place, "demo", *more)
     for name, loss in (("auf", "auf"), ("decay", "decay-b8")):
         assert DEMO.format(name=name, loss=loss) in said
+
+
+def test_the_newest_finished_cache_is_trained_on(tmp_path):
+    place = make_place(tmp_path / "clone")
+    for when, name in enumerate(("old", "new")):
+        (place / "caches" / name).mkdir(parents=True)
+        (place / "caches" / name / "manifest.json").touch()
+        os.utime(place / "caches" / name / "manifest.json", (when, when))
+    (place / "caches/failed").mkdir()
+    assert options(command(place, "train", "LOSS=auf"))["--data.cache"] == "caches/new"
+    shutil.rmtree(place / "caches")
+    assert "--data.cache" not in options(command(place, "train", "LOSS=auf"))
