@@ -102,7 +102,11 @@ def speculative_stream(
     slots = _slots(drafter, block_size)
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens: {max_new_tokens} found, at least 1 expected")
-    if not prompts or min(len(p) for p in prompts) < 1:
+    for p in prompts:
+        if not isinstance(p, Tensor) or p.dim() != 1:
+            found = list(p.shape) if isinstance(p, Tensor) else type(p).__name__
+            raise UserError(f"prompts: one is {found}, tensors of ids [tokens] expected, one for each prompt")
+    if len(prompts) < 1 or min(len(p) for p in prompts) < 1:
         raise UserError("input_ids: an empty prompt found, at least one token expected")
     if getattr(target, "_is_stateful", False):  # transformers' flag for what its own assisted decoding refuses
         raise UserError(

@@ -9,6 +9,7 @@ from specauf.drafters import TargetVocabulary
 from specauf.errors import UserError
 from tests.decoding.scripted import ALTERNATING, ALWAYS_RIGHT, ALWAYS_WRONG, ScriptedDrafter
 from tests.drafters.tiny import BLOCK, FAMILIES, greedy_answer, prompt, tiny_config, tiny_dflash, tiny_target
+from tests.processes import forked
 
 NEW = 31
 
@@ -175,6 +176,17 @@ def test_a_drafter_that_cannot_sit_on_the_target_is_refused():
         speculative_generate(target, None, torch.zeros(1, 0, dtype=torch.int64), max_new_tokens=4)
     with pytest.raises(UserError, match="2 prompts found, 1 expected"):
         speculative_generate(target, None, torch.zeros(2, 3, dtype=torch.int64), max_new_tokens=4)
+
+
+def decode_what_are_no_prompts() -> None:
+    for prompts in (torch.zeros(3, dtype=torch.int64), [[1, 2]], [torch.zeros(1, 3, dtype=torch.int64)]):
+        with pytest.raises(UserError, match="prompts: one is .*, tensors of ids"):
+            speculative_generate_batch(tiny_target(), None, prompts, max_new_tokens=4)
+
+
+def test_what_are_no_prompts_is_one_line_where_types_are_not_checked():
+    done = forked(decode_what_are_no_prompts)
+    assert done.returncode == 0, done.stderr
 
 
 def test_several_prompts_on_sliding_windows_are_refused_and_one_is_right():
