@@ -180,7 +180,7 @@ def test_a_drafter_that_cannot_sit_on_the_target_is_refused():
 
 def decode_what_are_no_prompts() -> None:
     for prompts in (torch.zeros(3, dtype=torch.int64), [[1, 2]], [torch.zeros(1, 3, dtype=torch.int64)]):
-        with pytest.raises(UserError, match="prompts: one is .*, tensors of ids"):
+        with pytest.raises(UserError, match=r"prompts: one is .*, tensors of ids"):
             speculative_generate_batch(tiny_target(), None, prompts, max_new_tokens=4)
 
 
