@@ -31,6 +31,11 @@ def _outcomes(draft: DraftReading, teacher: Teacher | None) -> tuple[Tensor, Ten
     return p, log_p, q, log_q
 
 
+def _finite(log_q: Tensor) -> Tensor:
+    """For factors q: 0 log 0 is 0, where a drafter rules a token out by a logit of -inf."""
+    return log_q.clamp_min(torch.finfo(log_q.dtype).min)
+
+
 def forward_kl(draft: DraftReading, teacher: Teacher | None) -> Float[Tensor, "blocks slots"]:
     """KL(p || q) = sum_K p log(p/q) + p_tail log(p_tail / q_tail), in nats."""
     p, log_p, _, log_q = _outcomes(draft, teacher)
@@ -58,7 +63,7 @@ class ReverseKL(Divergence):
     def __call__(self, draft: DraftReading, teacher: Teacher | None) -> Float[Tensor, "blocks slots"]:
         """See the class."""
         _, log_p, q, log_q = _outcomes(draft, teacher)
-        return (q * (log_q - log_p)).sum(-1)
+        return (q * (_finite(log_q) - log_p)).sum(-1)
 
 
 class JensenShannon(Divergence):
@@ -70,7 +75,7 @@ class JensenShannon(Divergence):
         """See the class."""
         p, log_p, q, log_q = _outcomes(draft, teacher)
         middle = ((p + q) / 2).clamp_min(torch.finfo(p.dtype).tiny).log()
-        return (p * (log_p - middle) + q * (log_q - middle)).sum(-1) / 2
+        return (p * (log_p - middle) + q * (_finite(log_q) - middle)).sum(-1) / 2
 
 
 class TotalVariation(Divergence):

@@ -219,6 +219,21 @@ def test_a_slot_without_any_known_token_is_all_tail():
         torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
+@pytest.mark.parametrize("divergence", [ReverseKL(), JensenShannon(), TotalVariation()], ids=lambda d: type(d).__name__)
+def test_a_token_that_the_drafter_rules_out_has_no_part_in_what_q_weighs(divergence):
+    targets = kept(torch.tensor([[[0.5, 0.3, 0.1, 0.1]]]), 3)
+    objective = Objective(Uniform(), divergence)
+    found = []
+    for low in (-torch.inf, -80.0):  # e^-80 is nothing beside 1
+        logits = torch.tensor([[[0.0, low, 1.0, 0.5]]], requires_grad=True)
+        for out in (objective.loss(logits, targets), block_loss(logits, lambda rows: rows, targets, objective)):
+            (gradient,) = torch.autograd.grad(out.numerator, logits)
+            found.append(torch.cat([out.losses.reshape(-1), gradient.reshape(-1)]).detach())
+    assert torch.isfinite(found[0]).all()
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_vanishing_tail_is_read_exactly(dtype):
     """1 - sum(head) would be rounding noise here; log q_tail is -60."""
