@@ -140,7 +140,7 @@ class Build:
         write_target(
             self.config.out,
             self.identity,
-            config={name: v for name, v in self.target.model.config.to_dict().items() if name != "_name_or_path"},
+            config=self.target.config_for_drafters(),
             embed_tokens=self.target.embed_tokens,
             lm_head=None if self.target.tied else self.target.lm_head,
             tokenizer=self.target.tokenizer,

@@ -54,6 +54,8 @@ class Target:
         self.taps = config.taps if config.taps is not None else default_taps(self.num_layers)
         _require_taps(self.taps, self.num_layers, config.name)
         self.body: Any = model.get_decoder()
+        if self.body is model:  # Llama 4's text model takes itself for its decoder
+            self.body = model.model
         head = model.get_output_embeddings()
         if head is None or getattr(head, "bias", None) is not None:
             raise UserError(
@@ -81,6 +83,14 @@ class Target:
     def tied(self) -> bool:
         """Whether embedding and output head are one matrix."""
         return self.embed_tokens.data_ptr() == self.lm_head.data_ptr()
+
+    def config_for_drafters(self) -> dict[str, Any]:
+        """The target's config; sizes that it calls by names of its own (GPT-2's n_embd) by the usual ones too."""
+        config = {name: value for name, value in self.model.config.to_dict().items() if name != "_name_or_path"}
+        if "text_config" in config:
+            return config
+        usual = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        return {name: getattr(self.text_config, name) for name in usual if hasattr(self.text_config, name)} | config
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -17,6 +17,7 @@ from specauf.data.vocabulary import frequent_tokens
 from specauf.decoding.replay import replay
 from specauf.drafters import Drafter, DrafterSpec, TargetVocabulary, sketch_of
 from specauf.drafters.sketch import fold, unfold
+from specauf.drafters.spec import require_kind
 from specauf.errors import UserError
 from specauf.loggers import log_when_measured
 from specauf.metrics import EmittedLength, SlotAcceptance
@@ -107,6 +108,7 @@ class DrafterModule(L.LightningModule):
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", "0")))
             self.drafter = self.spec.build(cache.manifest, cache.target)
+        require_kind(self.spec, self.drafter)
         if self.compiled:
             self.drafter.compile_rows()
         self.vocabulary = TargetVocabulary.from_cache(cache)

@@ -22,9 +22,25 @@ def build_drafter(name: str, config: dict[str, Any]) -> Drafter:
         UserError: there is no such kind.
     """
     if name not in Drafter.kinds:
-        raise unknown_name("drafter", name, Drafter.kinds)
+        said = unknown_name("drafter", name, Drafter.kinds)
+        raise UserError(f"{said}; one of your own must be imported by specauf/drafters/__init__.py")
     kind = Drafter.kinds[name]
     return kind(kind.config_class.from_dict(config))
+
+
+def require_kind(spec: "DrafterSpec", drafter: Drafter) -> None:
+    """Refuse a drafter that its checkpoints would not name: they would be read as another kind.
+
+    Raises:
+        UserError: the spec's name is not that of the drafter's class.
+    """
+    kind = Drafter.kinds.get(spec.name)
+    if kind is not type(drafter):
+        known = "no drafter" if kind is None else kind.__name__
+        raise UserError(
+            f"model.drafter: {type(spec).__name__} has the name {spec.name!r}, which is that of {known}, and makes a "
+            f"{type(drafter).__name__}: give both classes a `name` of their own, the same"
+        )
 
 
 class DrafterSpec(ABC):
@@ -59,6 +75,7 @@ class DFlashSpec(DrafterSpec):
         num_key_value_heads: the target's when null.
         head_dim: the target's when null.
         intermediate_size: the target's when null.
+        rope_theta: the target's when null.
         activation_checkpointing: recompute layers in the backward pass, to save memory.
         attention: in training: flex (FlexAttention, compiled once a process), sdpa (one call a document), or auto,
             which is flex on CUDA and sdpa elsewhere. Few documents a step need no flex.
@@ -77,6 +94,7 @@ class DFlashSpec(DrafterSpec):
         num_key_value_heads: int | None = None,
         head_dim: int | None = None,
         intermediate_size: int | None = None,
+        rope_theta: float | None = None,
         activation_checkpointing: bool = False,
         attention: AttentionKind = "auto",
         init: Path | None = None,
@@ -91,6 +109,7 @@ class DFlashSpec(DrafterSpec):
             "num_key_value_heads": num_key_value_heads,
             "head_dim": head_dim,
             "intermediate_size": intermediate_size,
+            "rope_theta": rope_theta,
         }
 
     def build(self, manifest: Manifest, target: TargetFiles) -> Drafter:

@@ -8,6 +8,10 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     MistralConfig,
     MistralForCausalLM,
     Qwen3Config,
@@ -130,14 +134,22 @@ def other_architecture(name: str) -> Any:
         model.set_attn_implementation("eager")
     elif name == "mistral":
         model = MistralForCausalLM(MistralConfig(**common, sliding_window=8))
+    elif name == "gpt2":  # names its sizes n_embd and so on
+        model = GPT2LMHeadModel(GPT2Config(**common))
+    elif name == "llama4":  # takes itself for its decoder
+        common |= {"intermediate_size_mlp": 64, "num_local_experts": 2}
+        model = Llama4ForCausalLM(Llama4TextConfig(**common))
     else:
         model = Qwen3ForCausalLM(Qwen3Config(**common, tie_word_embeddings=True))
     return model.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "mistral", "qwen3"])
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "llama4", "mistral", "qwen3"])
 def test_other_architectures_answer_as_generate_does(name: str) -> None:
     t = target(other_architecture(name))
+    # What a drafter takes from its target, whatever the target calls it.
+    known = t.config_for_drafters()
+    assert (known["hidden_size"], known["num_hidden_layers"], known["num_attention_heads"]) == (HIDDEN, LAYERS, 4)
     asked = prompts(8, seed=3)
     for prompt, answer in zip(asked, answer_all(t, asked, max_new_tokens=16, batch_size=4), strict=True):
         np.testing.assert_array_equal(answer.tokens, hf_answer(t.model, prompt, 16))

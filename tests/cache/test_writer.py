@@ -126,6 +126,7 @@ def test_another_identity_is_refused_with_both_values(tmp_path, name, finished):
         build(folder, PLAIN, [[9]])
     else:
         begin(folder, PLAIN)
+        write_fake_target(folder, PLAIN, SPEC.codec)
     other = replace(PLAIN, **{name: CHANGES[name]})
     with pytest.raises(UserError) as caught:
         begin(folder, other)
@@ -134,6 +135,14 @@ def test_another_identity_is_refused_with_both_values(tmp_path, name, finished):
         assert repr(value[entry] if entry else value) in str(caught.value)
     assert name in str(caught.value)
     begin(folder, PLAIN)
+
+
+def test_where_nothing_is_stored_yet_another_identity_takes_its_place(tmp_path):
+    begin(str(tmp_path), PLAIN)
+    begin(str(tmp_path), replace(PLAIN, k=5))
+    write_fake_target(tmp_path, replace(PLAIN, k=5), SPEC.codec)
+    with pytest.raises(UserError, match="k is 5, this build has"):
+        begin(str(tmp_path), PLAIN)
 
 
 def test_reading_can_require_an_identity(tmp_path):

@@ -143,6 +143,16 @@ def test_a_drafter_is_passed_on_only_when_given(tiny_cache, tmp_path, monkeypatc
         runs.commands.clear()
 
 
+def test_the_cache_may_be_named_as_fit_names_it(tiny_cache, tmp_path, monkeypatch):
+    runs = Finished()
+    monkeypatch.setattr(module.subprocess, "run", runs)
+    monkeypatch.chdir(tmp_path)  # where no caches are
+    words = [w for w in command(tiny_cache, tmp_path / "a") if not w.startswith("--cache")]
+    assert main([*words, f"--data.cache={tiny_cache}"]) == 0
+    for found in runs.commands:
+        assert [w for w in found if w.startswith("--data.cache")] == [f"--data.cache={tiny_cache}"]
+
+
 def test_a_loss_that_changed_meanwhile_is_refused(tiny_cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module.subprocess, "run", Finished())
     (tmp_path / "alt").mkdir()
