@@ -100,15 +100,18 @@ class CorrectionHead(nn.Module):
 
     def forward(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows draft_vocab"]:
         """Base logits and correction, each row on its own."""
+        base = self.vocabulary.logits(rows[..., : self.vocabulary.hidden_size])
+        return base + self.correction(rows).to(base.dtype)
+
+    def correction(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows draft_vocab"]:
+        """What is added to the base logits."""
         inputs, switch = rows[..., :-1], rows[..., -1:]
         up, down = self.project[0], self.project[2]
         assert isinstance(up, nn.Linear)
         assert isinstance(down, nn.Linear)
         ids = self.vocabulary.draft_ids
         weight = down.weight if ids is None else down.weight[ids]
-        correction = linear(nn.functional.silu(up(inputs)) * switch, weight)
-        base = self.vocabulary.logits(rows[..., : self.vocabulary.hidden_size])
-        return base + correction.to(base.dtype)
+        return linear(nn.functional.silu(up(inputs)) * switch, weight)
 
 
 class DominoDrafter(DFlashDrafter):
@@ -183,11 +186,13 @@ class DominoDrafter(DFlashDrafter):
     ) -> Proposal:
         """Tokens slot by slot: each is corrected by those drafted before it."""
         head = CorrectionHead(self.embed_proj, vocabulary)
+        base = vocabulary.logits(rows)  # of all slots at once: the head is read once, not slot by slot
         state, token = None, anchor_tokens
         tokens, probs = [], []
         for slot in range(rows.shape[1]):
             out, state = self.prefix_gru(self._embedded(token[:, None], vocabulary), state)
-            column, chances = choose(head(self.widened(rows[:, slot : slot + 1], out, slot))[:, 0])
+            correction = head.correction(self.widened(rows[:, slot : slot + 1], out, slot))
+            column, chances = choose((base[:, slot : slot + 1] + correction.to(base.dtype))[:, 0])
             token = vocabulary.to_target(column)
             tokens.append(token)
             if chances is not None:
