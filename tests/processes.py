@@ -5,6 +5,7 @@ What is run in a fork ends as in a fresh interpreter, but for what stands in `at
 
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,12 @@ def forked(call: Callable[..., object], *args: Any, seconds: float | None = None
         assert process.exitcode is not None
         said = [file.read_text() if file.exists() else "" for file in (out, err)]
         return subprocess.CompletedProcess([], process.exitcode, *said)
+
+
+def limit_files(size: int) -> None:
+    """Let this process write no file longer than so many bytes, as on a full disk, and Python none of its own."""
+    sys.dont_write_bytecode = True  # a cut one is not noticed until another process reads it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))
 
 
 def _life(out: str, err: str, environment: dict[str, str], call: Callable[..., object], args: tuple[Any, ...]) -> None:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import resource
 import shlex
 import shutil
 import sys
@@ -25,7 +24,7 @@ from specauf.export.card import About
 from specauf.export.source import with_cache
 from tests.drafters.tiny import tiny_dflash, tiny_target
 from tests.export.conftest import change, config, same, tensors
-from tests.processes import forked
+from tests.processes import forked, limit_files
 from tests.training.conftest import write_tiny_cache
 from tests.training.running import fit
 
@@ -62,7 +61,7 @@ def refused(capsys, *words: object) -> str:
 
 
 def on_a_full_disk(words: list[str]) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, -1))
+    limit_files(10_000)
     sys.exit(main(words))
 
 

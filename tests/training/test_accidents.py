@@ -10,7 +10,7 @@ import torch
 
 import specauf.module
 from specauf.checkpoint_io import WholeCheckpointIO
-from tests.processes import forked
+from tests.processes import forked, limit_files
 from tests.training.running import fit, fit_here
 
 # 4 steps an epoch: `last.ckpt` is of step 6 when step 8 goes wrong.
@@ -49,7 +49,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(tiny_cache, tmp_p
     before = (run / "checkpoints/last.ckpt").read_bytes()
     size = len(before) // 2
     full = (
-        f"import resource, sys; from specauf.cli import main; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, -1)); "
+        f"import sys; from specauf.cli import main; from tests.processes import limit_files; limit_files({size}); "
         "sys.exit(main())"
     )
     resumed = f"--ckpt_path={run / 'checkpoints/last.ckpt'}"
@@ -93,7 +93,7 @@ def test_a_kill_while_it_saves_leaves_the_checkpoint_before(tiny_cache, tmp_path
 
 
 def save_to_a_full_disk(file: str) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))
+    limit_files(1000)
     WholeCheckpointIO().save_checkpoint({"weights": torch.ones(5000)}, file)
 
 
