@@ -33,14 +33,12 @@ def begin(cache_dir: str, identity: Identity, *, damaged_manifest: bool = False)
     names = [n for n in place.files() if n not in unasked]
     if MANIFEST in names:
         found = open_sealed(place.read(MANIFEST), f"{cache_dir}/{MANIFEST}").identity
-    elif names == [IDENTITY]:
-        found = identity  # it ended before it had stored anything, so nothing is lost by other settings
+    elif set(names) <= {IDENTITY}:
+        found = identity  # nothing is stored yet, so nothing is lost by other settings
     elif IDENTITY in names:
         found = _begun_as(place)
-    elif names:
-        raise UserError(f"{cache_dir} holds {names[0]!r} and no cache: give another --out")
     else:
-        found = identity
+        raise UserError(f"{cache_dir} holds {names[0]!r} and no cache: give another --out")
     differ = [
         f"{name} is {old!r}, this build has {new!r}"
         for name, (old, new) in fields_that_differ(asdict(found), asdict(identity)).items()

@@ -68,8 +68,7 @@ class Build:
             # The manifest was lost or thrown away; the commit records say that the shards are this build's.
             restore_identity(place, self.identity)
         begin(self.config.out, self.identity, damaged_manifest=MANIFEST in again)
-        nothing_stored = files.keys() <= {LOCK, IDENTITY, BUILD}
-        if nothing_stored or not self._told_before(place, files):
+        if not self._told_before(place, files):
             place.write(BUILD, told(self.config))
         place.sweep()
         for name in again:
@@ -86,7 +85,7 @@ class Build:
         Raises:
             UserError: it stored features otherwise, so that shards would not be alike.
         """
-        if BUILD not in files:
+        if BUILD not in files or set(files) <= {LOCK, IDENTITY, BUILD}:  # nothing is stored yet
             return False
         try:
             data = place.read(BUILD)

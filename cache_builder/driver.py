@@ -67,8 +67,9 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
             _run(work, _advance(_silent, world), None)
             return None
         work.claim(again)
-        _say_if_none_is_held_out(work)
         documents, missing = len(work.plan.numbers), work.missing()
+        if missing:
+            _say_if_none_is_held_out(work)
         done = documents - sum(len(work.plan.shard(n)) for n in missing)
         show = stack.enter_context(progress("build", float(documents), unit="documents", initial=float(done)))
         if work.prepare(_advance(show, 1, lock), again=TARGET in again):

@@ -79,11 +79,12 @@ def sweep(argv: list[str]) -> None:
     runs = plan(config.losses, config.seeds, config.out)
     if any(option.partition("=")[0] in _OURS for option in rest):
         raise UserError(f"specauf sweep sets {', '.join(_OURS)} itself: give --losses, --seeds and --out")
-    named = config.cache is None and any(option.partition("=")[0] == "--data.cache" for option in rest)
-    cache = config.cache or ("" if named else str(newest("caches/*/manifest.json", "cache", "--cache").parent))
+    if config.cache is None and not any(option.partition("=")[0] == "--data.cache" for option in rest):
+        config.cache = newest("caches/*/manifest.json", "cache", "--cache").parent
+    cache = [] if config.cache is None else [f"--data.cache={config.cache}"]
     # Only when given: a flag would beat the drafter of a file in `rest`.
     drafter = [] if config.drafter is None else [f"--model.drafter={config.drafter}"]
-    options = [*([f"--data.cache={cache}"] if cache else []), *drafter, *rest]
+    options = [*cache, *drafter, *rest]
     failed = execute(runs, options)
     results = summarise(runs)
     print(table(results))

@@ -15,7 +15,7 @@ def write_tables(study: Study, results: Path) -> str:
     """Write `table.md`, `gain.png` and the study's curves next to the results; returns the table.
 
     Raises:
-        UserError: there is no result yet, or they are of different benchmarks.
+        UserError: there is no result yet, or they are of different benchmarks or prompts.
     """
     files = sorted(results.glob("*.json"))
     records = [json.loads(file.read_text()) for file in files]
@@ -28,6 +28,12 @@ def write_tables(study: Study, results: Path) -> str:
                 f"benchmarks: {one} in {files[0]}, {two} in {file}; remove the results that lack some and run the "
                 "study again with the same --also"
             )
+        for name, found in record["benchmarks"].items():
+            if found["task_id"] != records[0]["benchmarks"][name]["task_id"]:
+                raise UserError(
+                    f"{name}: {files[0]} and {file} decoded different prompts, the same expected: remove the result of "
+                    "one and run the study again"
+                )
     found = [(group, [r for r in records if r["group"] == group.name]) for group in study.merged()]
     # A loss alone is compared with other groups, if with anything.
     parts = [table(group, rows) for group, rows in found if len({r["loss"] for r in rows}) > 1]

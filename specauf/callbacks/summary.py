@@ -84,7 +84,7 @@ class Summary(L.Callback):
         if self._started is None:
             return f"{root}: nothing left to do after {steps} steps; raise trainer.max_epochs or max_steps to go on"
         said = [f"{steps} steps"]
-        if -1 != trainer.max_epochs == trainer.current_epoch and steps < trainer.max_steps:
+        if trainer.current_epoch == trainer.max_epochs and steps < trainer.max_steps:
             said[0] += f" (trainer.max_epochs {trainer.max_epochs} came before max_steps {trainer.max_steps})"
         if self.best_tau is not None:
             said.append(f"best tau {self.best_tau:.3f} at step {self.best_step}")
