@@ -1,13 +1,13 @@
 """How checkpoints reach the disk: whole or not at all, whatever ends the process and wherever `TMPDIR` is."""
 
-import contextlib
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from specauf.cache.location import TEMPORARY, write_atomically
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -32,19 +32,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         if storage_options is not None:
             raise TypeError(f"storage_options: {storage_options} found, None expected")
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for killed in path.parent.glob(f".{path.name}.tmp-*"):
+        for killed in path.parent.glob(f"{path.name}{TEMPORARY}*"):
             killed.unlink(missing_ok=True)
         data = io.BytesIO()  # torch.save into a file hides why the file could not be written
         torch.save(checkpoint, data)
-        beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        try:
-            with beside.open("wb") as file:
-                file.write(data.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise
+        write_atomically(path, data.getbuffer())

@@ -44,7 +44,7 @@ ARROWS = {
         "schedules",
     },
     "callbacks": {"data"},
-    "checkpoint_io": set(),
+    "checkpoint_io": {"cache"},
     "ckpt_path": {"checkpoint"},
     "run_directory": {"callbacks", "cli"},
     "training_errors": {"callbacks", "drafters", "module"},

@@ -145,7 +145,7 @@ class Location:
         filesystem, root = self._parts
         try:
             if self.local is not None:
-                _write_atomically(self.local / name, data)
+                write_atomically(self.local / name, data)
                 return
             with self._answers("written", name):
                 filesystem.pipe_file(f"{root}/{name}", data)
@@ -264,7 +264,11 @@ def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
                     yield prefix + entry.name, entry.stat().st_size
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Replace a file on a local disk: whatever ends the process, it holds the old bytes or the new.
+
+    Written beside its place, whatever `TMPDIR` is: a rename does not cross file systems.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
     try:

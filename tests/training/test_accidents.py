@@ -65,7 +65,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(tiny_cache, tmp_p
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY  # the limit was that process's
 
 
-# The third time that a checkpoint's bytes are all written, but not yet in their place.
+# The third checkpoint's bytes are all written, but not yet in their place: each is synced, and then its directory.
 KILLED = """
 import os, signal, sys
 from specauf.cli import main
@@ -73,7 +73,7 @@ times, fsync = [], os.fsync
 def killed(file):
     fsync(file)
     times.append(file)
-    if len(times) == 3:
+    if len(times) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 os.fsync = killed
 sys.exit(main())
@@ -85,7 +85,7 @@ def test_a_kill_while_it_saves_leaves_the_checkpoint_before(tiny_cache, tmp_path
     # Saved at 3, 4 (the epoch's end), 6.
     assert fit(tiny_cache, run, *OPTIONS, code=KILLED).returncode == -signal.SIGKILL
     files = sorted(file.name for file in (run / "checkpoints").iterdir())
-    assert re.fullmatch(r"\.last\.ckpt\.tmp-\d+ last\.ckpt", " ".join(files))
+    assert re.fullmatch(r"last\.ckpt last\.ckpt\.specauf-tmp-\d+", " ".join(files))
     assert last_of(run)["global_step"] == 4
     assert fit_here(tiny_cache, run, *OPTIONS, f"--ckpt_path={run}") == 0
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
