@@ -15,6 +15,8 @@ from specauf.linear import bfloat16_is_fast
 _LONGEST = 16
 # Of Jordan's quintic iteration, which takes singular values from 0 to 1 to about 0.7 to 1.2 in so many steps.
 _COEFFICIENTS, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+# From this many times as long as wide, products of the small Gram matrix are the fewer operations.
+_OBLONG = 1.5
 
 
 def orthogonalised(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
@@ -25,11 +27,30 @@ def orthogonalised(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows
     x = matrix.to(torch.bfloat16 if bfloat16_is_fast(matrix.device) else torch.float32)
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
     x = x / x.norm().clamp(min=1e-7)
+    x = _by_gram(x) if x.dtype == torch.float32 and x.shape[1] >= _OBLONG * x.shape[0] else _by_definition(x)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def _by_definition(x: Tensor) -> Tensor:
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x
+
+
+def _by_gram(x: Tensor) -> Tensor:
+    """The same but for rounding: each iteration multiplies x by a polynomial of its Gram matrix, so these suffice."""
+    a, b, c = _COEFFICIENTS
+    gram, product = x @ x.T, None
+    for left in reversed(range(_ITERATIONS)):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor if product is None else factor @ product
+        if left:
+            gram = factor @ gram @ factor
+    assert product is not None
+    return product @ x
 
 
 class Muon(Optimizer):

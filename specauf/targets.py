@@ -20,6 +20,7 @@ import yaml
 from specauf.command import CommandParser
 from specauf.configs import find_config, known_configs
 from specauf.errors import UserError
+from specauf.gguf_reading import gguf_read_once
 from specauf.linear import bfloat16_is_fast, use_onednn
 from specauf.loading_errors import one_line_errors
 
@@ -130,9 +131,24 @@ def load_target(config: TargetConfig, *, device: torch.device | str = "cpu") -> 
     Raises:
         UserError: it cannot be had, or not whole; the message says what is missing and how to provide it.
     """
+    device = usable_device(device)
+    with gguf_read_once() if config.gguf_file else contextlib.nullcontext():
+        model = _load_model(config)
+        tokenizer = load_tokenizer(config)
+    model.to(device).eval().requires_grad_(False)
+    if config.dtype == "bfloat16" and model.num_parameters() >= LARGE and not bfloat16_is_fast(device):
+        print(
+            f"target {config.name} computes in bfloat16, for which this device ({device.type}) has no instructions: "
+            "with dtype float32 it takes a fraction of the time",
+            file=sys.stderr,
+        )
+    use_onednn(model)
+    return model, tokenizer
+
+
+def _load_model(config: TargetConfig) -> Any:
     from transformers import AutoModelForCausalLM
 
-    device = usable_device(device)
     with quiet_transformers(), one_line_errors(config.name, config.model or config.package):
         place, options = _place(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -147,17 +163,7 @@ def load_target(config: TargetConfig, *, device: torch.device | str = "cpu") -> 
         missing = sorted(loading["missing_keys"])
         if missing:
             raise ValueError(f"{len(missing)} tensors are missing from its weights, the first {missing[0]}")
-        if config.gguf_file is not None:
-            model = _plain(model)
-    model.to(device).eval().requires_grad_(False)
-    if config.dtype == "bfloat16" and model.num_parameters() >= LARGE and not bfloat16_is_fast(device):
-        print(
-            f"target {config.name} computes in bfloat16, for which this device ({device.type}) has no instructions: "
-            "with dtype float32 it takes a fraction of the time",
-            file=sys.stderr,
-        )
-    use_onednn(model)
-    return model, load_tokenizer(config)
+        return model if config.gguf_file is None else _plain(model)
 
 
 def usable_device(device: torch.device | str) -> torch.device:

@@ -35,7 +35,11 @@ def _grads(function: object, *tensors: torch.Tensor | None) -> list[torch.Tensor
 
 @pytest.mark.parametrize("rows", SHAPES)
 @pytest.mark.parametrize("bias", [False, True])
-def test_value_and_gradients_are_those_of_torch(rows: tuple[int, ...], bias: bool) -> None:
+@pytest.mark.parametrize("avx512", [False, True])
+def test_value_and_gradients_are_those_of_torch(
+    rows: tuple[int, ...], bias: bool, avx512: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specauf.linear.AVX512", avx512)
     x, weight = torch.randn(*rows, IN), torch.randn(OUT, IN)
     b = torch.randn(OUT) if bias else None
     for own, reference in zip(_grads(linear, x, weight, b), _grads(nn.functional.linear, x, weight, b), strict=True):
@@ -49,8 +53,10 @@ def test_gradients_of_one_number() -> None:
 
 
 @pytest.mark.parametrize("weight", [(OUT, IN), (OUT, IN + 1), (2 * OUT, IN)])
-def test_strided_operands(weight: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("avx512", [False, True])
+def test_strided_operands(weight: tuple[int, int], avx512: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Domino's head makes them; weights of oneDNN have no gaps, for which it has only a slow reference."""
+    monkeypatch.setattr("specauf.linear.AVX512", avx512)
     given, own = [], specauf.linear._product
     monkeypatch.setattr("specauf.linear._product", lambda *args: given.append(args[1]) or own(*args))
     whole = torch.randn(weight)

@@ -164,8 +164,18 @@ class Objective:
         return tokens
 
     def weigh(self, evidence: Evidence, step: int) -> Float[Tensor, "blocks slots"]:
-        """w[b, k] at a step, detached."""
-        return self.weighting(evidence, step).detach()
+        """w[b, k] at a step, detached, and 0 outside the valid prefix whatever a weighting of one's own says.
+
+        Raises:
+            UserError: they are not one number for each slot of each block.
+        """
+        weights = self.weighting(evidence, step).detach()
+        if weights.shape != evidence.valid.shape:
+            raise UserError(
+                f"weighting {type(self.weighting).__name__}: weights of shape {tuple(weights.shape)} found, "
+                f"{tuple(evidence.valid.shape)} expected: return one for each block and slot"
+            )
+        return zero_where_not(evidence.valid, weights)
 
     def teacher(
         self, targets: BlockTargets, prefix: Bool[Tensor, "blocks slots"], dtype: torch.dtype

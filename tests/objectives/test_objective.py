@@ -26,8 +26,10 @@ from specauf.objectives import (
     TotalVariation,
     Uniform,
     WarmUp,
+    Weighting,
     block_loss,
 )
+from specauf.objectives.evidence import Evidence
 from tests.objectives import reference
 from tests.objectives.conftest import drafted_logits, random_targets
 
@@ -229,3 +231,25 @@ def test_the_values_of_invalid_slots_are_never_read():
         assert out.numerator.item() == pytest.approx(clean.numerator.item(), rel=1e-12)
         (gradient,) = torch.autograd.grad(out.numerator, logits)
         assert torch.isfinite(gradient).all()
+
+
+class Everywhere(Weighting):
+    """Breaks its contract: it gives weight to slots that cannot be scored."""
+
+    def __call__(self, evidence: Evidence, step: int) -> torch.Tensor:
+        return torch.where(evidence.valid, 1.0, torch.nan).to(evidence.dtype)
+
+
+class TooFew(Weighting):
+    def __call__(self, evidence: Evidence, step: int) -> torch.Tensor:
+        return torch.ones(evidence.valid.shape[:1])
+
+
+def test_a_weighting_of_ones_own_cannot_count_what_is_not_valid() -> None:
+    targets, _ = random_targets(20, 4, VOCAB)
+    logits = drafted_logits(targets, VOCAB)
+    own, plain = (Objective(w, CrossEntropy()).loss(logits, targets) for w in (Everywhere(), Uniform()))
+    assert own.numerator == plain.numerator
+    assert own.denominator == plain.denominator
+    with pytest.raises(UserError, match="TooFew"):
+        Objective(TooFew(), CrossEntropy()).loss(logits, targets)

@@ -61,7 +61,7 @@ def spectrum(matrix: torch.Tensor) -> torch.Tensor:
     return torch.linalg.svdvals(matrix.double())
 
 
-@pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (1, 7), (40, 40)])
+@pytest.mark.parametrize("shape", [(5, 5), (4, 5), (4, 9), (9, 4), (1, 7), (40, 40), (30, 90)])
 @pytest.mark.parametrize("fast", [False, True])
 def test_singular_vectors_stay_and_values_come_near_one(shape, fast, monkeypatch) -> None:
     monkeypatch.setattr("specauf.optimizers.bfloat16_is_fast", lambda device: fast)
