@@ -1,4 +1,4 @@
-"""A GGUF file is read once for a target: transformers reads it anew for its config, weights and tokenizer."""
+"""Around transformers' loading of a GGUF target: its file is read once, and the model keeps nothing of the format."""
 
 import contextlib
 import functools
@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 
 
 @contextlib.contextmanager
@@ -22,7 +23,7 @@ def gguf_read_once() -> Iterator[None]:
         """The header is a hundred thousand small slices; those of a plain array take a third of a np.memmap's time."""
 
         @property
-        def data(self) -> Any:  # type: ignore[override]
+        def data(self) -> Any:
             return self._plain
 
         @data.setter
@@ -36,3 +37,21 @@ def gguf_read_once() -> Iterator[None]:
     }
     with mock.patch.multiple(gguf, **once):
         yield
+
+
+def plain(model: Any) -> Any:
+    """The same weights in a fresh model that has no quantisation config and can be saved."""
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        fresh = type(model)(config)
+    fresh.load_state_dict(model.state_dict(), assign=True)
+    # Buffers that no state dict holds (rotary frequencies) come from the loaded model.
+    buffers = dict(model.named_buffers())
+    for name, buffer in list(fresh.named_buffers()):
+        if buffer.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            fresh.get_submodule(owner).register_buffer(leaf, buffers[name], persistent=False)
+    fresh.tie_weights()
+    return fresh

@@ -20,7 +20,7 @@ import yaml
 from specauf.command import CommandParser
 from specauf.configs import find_config, known_configs
 from specauf.errors import UserError
-from specauf.gguf_reading import gguf_read_once
+from specauf.gguf_reading import gguf_read_once, plain
 from specauf.linear import bfloat16_is_fast, use_onednn
 from specauf.loading_errors import one_line_errors
 
@@ -163,7 +163,7 @@ def _load_model(config: TargetConfig) -> Any:
         missing = sorted(loading["missing_keys"])
         if missing:
             raise ValueError(f"{len(missing)} tensors are missing from its weights, the first {missing[0]}")
-        return model if config.gguf_file is None else _plain(model)
+        return model if config.gguf_file is None else plain(model)
 
 
 def usable_device(device: torch.device | str) -> torch.device:
@@ -315,24 +315,6 @@ def _gguf_name(config: TargetConfig, folder: Path) -> str:
     if len(names) != 1:
         raise UserError(f"target {config.name}: gguf_file {pattern!r} matches {len(names)} files in {folder}, not one")
     return names[0]
-
-
-def _plain(model: Any) -> Any:
-    """The same weights in a fresh model that has no quantisation config and can be saved."""
-    config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        fresh = type(model)(config)
-    fresh.load_state_dict(model.state_dict(), assign=True)
-    # Buffers that no state dict holds (rotary frequencies) come from the loaded model.
-    buffers = dict(model.named_buffers())
-    for name, buffer in list(fresh.named_buffers()):
-        if buffer.is_meta:
-            owner, _, leaf = name.rpartition(".")
-            fresh.get_submodule(owner).register_buffer(leaf, buffers[name], persistent=False)
-    fresh.tie_weights()
-    return fresh
 
 
 def _fingerprint(place: Path, gguf_file: str | None) -> str:
