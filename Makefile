@@ -112,4 +112,4 @@ bench-gpu: setup ## the tests and benchmarks of a CUDA GPU, figures into build/g
 	  --intermediate 12288 --layers 5 --chunk 128 --warm-up 3 --repeat 6 --json build/gpu/step.json
 	$(BIN)/python -m benchmarks.build $(GPU) --target random-llama-3-8b --documents 128 --length 2048 --shards 8 --batch-tokens 8192 --rounds 3 --threads 8 --json build/gpu/build.json
 	$(BIN)/python -m benchmarks.answers $(GPU) --target random-llama-3-8b --length 512 --batch 64 --threads 8 --json build/gpu/answers.json
-	$(BIN)/python -m benchmarks.decode runs/demo/auf $(GPU)
+	$(BIN)/python -m benchmarks.decode runs/demo/auf $(GPU) --json build/gpu/decode.json

@@ -8,12 +8,12 @@ projects, and at the dimensions of larger targets: these are calculated, not mea
 """
 
 import argparse
-import json
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.common import finish
 from cache_builder.encode import encode_group
 from cache_builder.features import encode_features, fit_features, reconstruction_error
 from cache_builder.inspect import TOPK
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("cache")
     parser.add_argument("--target", default="smollm2-135m")
     parser.add_argument("--documents", type=int, default=96)
+    parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     cache = open_cache(args.cache)
     identity, manifest = cache.manifest.identity, cache.manifest
@@ -95,11 +96,16 @@ def main() -> None:
     stored = feature_costs(cache, torch.cat(features[::2]), torch.cat(features[1::2]))
     supervised = manifest.counts.supervised_tokens
     payload = {name: manifest.fields[name].bytes / supervised for name in TOPK}
-    report(args.cache, payload, topk, stored, supervised / manifest.counts.tokens)
+    report(args.cache, payload, topk, stored, supervised / manifest.counts.tokens, args.json)
 
 
 def report(
-    where: str, payload: dict[str, float], topk: dict[str, float], stored: dict[str, dict[str, Any]], share: float
+    where: str,
+    payload: dict[str, float],
+    topk: dict[str, float],
+    stored: dict[str, dict[str, Any]],
+    share: float,
+    path: str | None,
 ) -> None:
     """Print the tables, then one JSON line."""
     total = sum(payload.values())
@@ -128,9 +134,8 @@ def report(
         ours = {"sketch": hidden + 4 + head, "int8": TAPS * (hidden + 4) + head}
         sizes[name] = ours | rivals(hidden)
         print(f"| {name} | " + " | ".join(f"{b:,.0f}" for b in sizes[name].values()) + " |")
-    print(
-        json.dumps({"benchmark": "cache_size", "topk_bytes": payload, "topk": topk, "features": stored, "sizes": sizes})
-    )
+    figures = {"benchmark": "cache_size", "topk_bytes": payload, "topk": topk, "features": stored, "sizes": sizes}
+    finish(figures, path)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.common import finish
 from specauf.checkpoint import load_drafter
 from specauf.decoding import speculative_generate
 from specauf.drafters import DFlashDrafter, DrafterConfig, TargetVocabulary
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--python", help="an interpreter with the package dflash")
+    parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     about = replace(resolve_target(args.target), dtype=args.dtype)
@@ -117,11 +119,8 @@ def main() -> None:
         finally:
             peer.terminate()
             peer.wait()
-    print(
-        json.dumps(
-            figures | {"target": args.target, "new_tokens": args.new, "dtype": args.dtype, **environment(args.device)}
-        )
-    )
+    settings = {"target": args.target, "new_tokens": args.new, "dtype": args.dtype, **environment(args.device)}
+    finish({"benchmark": "decode", **settings, **figures}, args.json)
 
 
 def _measure(

@@ -8,14 +8,13 @@ held before (weights, hidden states). Ends with one JSON line.
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 
 import torch
 from torch import nn
 
-from benchmarks.common import peak_bytes
+from benchmarks.common import answer, finish, peak_bytes
 from specauf.data.batch import BlockTargets
 from specauf.objectives import AcceptUntilFail, CrossEntropy, ExponentialDecay, LossOutput, Objective, block_loss
 
@@ -86,8 +85,7 @@ def main() -> None:
     found = {}
     for form, name in FORMS.items():
         command = [sys.executable, "-m", "benchmarks.loss", *sys.argv[1:], "--form", form]
-        answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found[form] = figures = json.loads(answer)
+        found[form] = figures = answer(command)
         print(
             f"{name:28} {figures['peak_mib']:9,.0f} {figures['seconds']:8.2f} "
             f"{figures['rows_a_block']:11.2f} {figures['tau']:6.2f}"
@@ -105,11 +103,7 @@ def main() -> None:
         **{f"{form}_{key}": value for form, figures in found.items() for key, value in figures.items()},
     }
     print(f"chunked needs 1/{1 / result['memory_ratio']:.1f} of the plain form's memory")
-    line = json.dumps(result)
-    if args.json:
-        with open(args.json, "w") as file:  # noqa: PTH123
-            file.write(line + "\n")
-    print(line)
+    finish(result, args.json)
 
 
 if __name__ == "__main__":

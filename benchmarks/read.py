@@ -19,9 +19,7 @@ do not. Ends with one JSON line.
 
 import argparse
 import gc
-import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.common import finish, ratios, shown, spread
 from benchmarks.layouts import Arrays, ArrowTable, Files, Flat, Layout, Ours, load_pickle, save_pickle
 from cache_builder.document import BuiltDocument
 from cache_builder.features import fit_features
@@ -159,6 +158,7 @@ def main() -> None:
     defaults = {"documents": 1500, "tokens": 160, "hidden": 576, "vocab": 49_152, "k": 32, "shard": 192, "rounds": 5}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="specauf-read-") as place:
         root = Path(place)
@@ -188,41 +188,39 @@ def main() -> None:
         stored = {n: sum(p.stat().st_size for p in (root / n).rglob("*")) for n in layouts if n != "cache"}
         stored["cache"] = bytes_ours
     kind = f"{codec.kind}, {'cold' if args.cold else 'warm'} page cache"
-    report(measured, stored, count, ours.cache.manifest.counts.tokens, kind)
+    report(measured, stored, count, ours.cache.manifest.counts.tokens, kind, args.json)
 
 
 def report(
-    measured: dict[str, list[tuple[float, float]]], stored: dict[str, int], count: int, tokens: int, kind: str
+    measured: dict[str, list[tuple[float, float]]],
+    stored: dict[str, int],
+    count: int,
+    tokens: int,
+    kind: str,
+    path: str | None,
 ) -> None:
-    """Print a table, then one JSON line; ratios are medians over rounds of neighbours in time."""
+    """Print a table, then one JSON line; ratios are of neighbours in time."""
     what = f"{count} documents, {tokens} tokens, features {kind}"
     print(f"{what}, {len(measured['cache'])} rounds; median (least to most)")
-    speed = {name: [count / seconds for seconds, _ in values] for name, values in measured.items()}
-    busy = {name: [1e6 * busy / tokens for _, busy in values] for name, values in measured.items()}
+    speed = {name: spread([count / seconds for seconds, _ in values]) for name, values in measured.items()}
+    busy = {name: spread([1e6 * used / tokens for _, used in values]) for name, values in measured.items()}
     for name, values in speed.items():
         print(
-            f"  {name:<12} {statistics.median(values):>9,.0f} documents/s ({min(values):,.0f} to {max(values):,.0f}), "
-            f"{statistics.median(busy[name]):.2f} processor seconds a million tokens, "
-            f"{stored[name] / tokens:,.0f} bytes a token"
+            f"  {name:<12} {shown(values, 0)} documents/s, {busy[name]['median']:.2f} processor seconds "
+            f"a million tokens, {stored[name] / tokens:,.0f} bytes a token"
         )
-    ratios: dict[str, dict[str, list[float]]] = {}
+    ours_seconds, ours_busy = zip(*measured["cache"], strict=True)
+    ratio, processor_ratio = {}, {}
     for name in (n for n in measured if n != "cache"):
-        pairs = list(zip(measured["cache"], measured[name], strict=True))
-        ratios[name] = {
-            "speed": [theirs[0] / ours[0] for ours, theirs in pairs],
-            "processor": [theirs[1] / ours[1] for ours, theirs in pairs],
-        }
-        wall, cpu = (f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in ratios[name].values())
-        print(f"  cache / {name:<12} {wall}; for the same processor time {cpu}")
+        seconds, used = zip(*measured[name], strict=True)
+        ratio[name], processor_ratio[name] = ratios(seconds, ours_seconds), ratios(used, ours_busy)
+        print(f"  cache / {name:<12} {shown(ratio[name])}; for the same processor time {shown(processor_ratio[name])}")
     figures = {
         "benchmark": "read", "features": kind, "documents": count, "tokens": tokens, "bytes": stored,
-        "documents_per_second": {n: statistics.median(v) for n, v in speed.items()},
-        "processor_s_per_million_tokens": {n: statistics.median(v) for n, v in busy.items()},
-        "ratio": {n: statistics.median(r["speed"]) for n, r in ratios.items()},
-        "ratio_range": {n: [min(r["speed"]), max(r["speed"])] for n, r in ratios.items()},
-        "processor_ratio": {n: statistics.median(r["processor"]) for n, r in ratios.items()},
+        "documents_per_second": speed, "processor_s_per_million_tokens": busy,
+        "ratio": ratio, "processor_ratio": processor_ratio,
     }  # fmt: skip
-    print(json.dumps(figures))
+    finish(figures, path)
 
 
 if __name__ == "__main__":

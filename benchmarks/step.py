@@ -9,15 +9,13 @@ sizes are SmolLM2's unless given. Ends with one JSON line.
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 
 import torch
 
-from benchmarks.common import peak_bytes
+from benchmarks.common import answer, finish, peak_bytes
 from specauf.data.batch import BlockBatch, BlockTargets
 from specauf.drafters import (
     DFlashDrafter,
@@ -123,6 +121,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward pass")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -138,8 +137,7 @@ def main() -> None:
     for length in args.length:
         for anchors in args.anchors:
             command = [sys.executable, "-m", "benchmarks.step", *sys.argv[1:], "--one", str(anchors), str(length)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            row = json.loads(done.stdout.splitlines()[-1])
+            row = answer(command)
             rows.append(row)
             print(
                 f"{anchors:>8} {length:>8} {row['mib']:>8.0f} {row['seconds']:>8.3f} {row['fastest']:>8.3f} "
@@ -147,8 +145,8 @@ def main() -> None:
                 flush=True,
             )
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
-    settings = {k: v for k, v in vars(args).items() if k not in ("one", "anchors", "length")}
-    print(json.dumps({"benchmark": "step", "machine": platform.machine(), "on": device, **settings, "rows": rows}))
+    settings = {k: v for k, v in vars(args).items() if k not in ("one", "anchors", "length", "json")}
+    finish({"benchmark": "step", "on": device, **settings, "rows": rows}, args.json)
 
 
 if __name__ == "__main__":
