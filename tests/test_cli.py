@@ -44,6 +44,7 @@ def test_a_config_of_ones_own_is_found_by_path(tmp_path):
     assert find_config("loss", str(own)) == own
 
 
-def test_help_does_not_import_torch():
-    code = "import sys; from specauf.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("package", ["specauf", "cache_builder"])
+def test_help_does_not_import_torch(package):
+    code = f"import sys; from {package}.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0

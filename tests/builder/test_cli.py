@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cache_builder.cli import main, parse_build
+from cache_builder.cli import main
+from cache_builder.commands import parse_build
 from specauf.configs import known_configs
 from specauf.errors import UserError
 from tests.builder.conftest import digests, write_jsonl

@@ -8,7 +8,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from cache_builder.cli import parse_build
+from cache_builder.commands import parse_build
 from specauf.cache import open_cache
 from specauf.checkpoint import load_checkpoint, load_drafter
 from specauf.drafters import Drafter, DrafterSpec
