@@ -1,6 +1,5 @@
 """The commands of `cache-builder`, from their words to what they print."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from cache_builder.cli import COMMANDS
 from cache_builder.config import BuildConfig
 from specauf.cache.schema import FeatureKind
-from specauf.command import CommandParser
+from specauf.command import CommandParser, write_json
 from specauf.configs import find_config, known_configs, require_yaml
 from specauf.errors import UserError
 
@@ -82,24 +81,6 @@ def expand_names(words: list[str]) -> list[str]:
         else:
             out[i] = f"--config={file}"
     return out
-
-
-def write_json(where: str | None, content: dict[str, Any]) -> None:
-    """Write a report as JSON to a file, or to standard output for `-`.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    if where is None:
-        return
-    text = json.dumps(content, indent=1) + "\n"
-    if where == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(where).write_text(text)
-    except OSError as error:
-        raise UserError(f"--json {where} cannot be written: {error.strerror or error}") from error
 
 
 def _targets() -> list[str]:

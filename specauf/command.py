@@ -1,6 +1,9 @@
 """Command lines made from typed functions, with one-line errors."""
 
+import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -61,3 +64,21 @@ def run_function(function: Callable[..., Any], argv: list[str], *, positional: s
 
 def _list(name: str, values: list[str]) -> str:
     return f"--{name}=[{','.join(repr(v) for v in values)}]"
+
+
+def write_json(where: str | None, content: dict[str, Any]) -> None:
+    """Write a report as JSON to a file, or to standard output for `-`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if where is None:
+        return
+    text = json.dumps(content, indent=1) + "\n"
+    if where == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(where).write_text(text)
+    except OSError as error:
+        raise UserError(f"--json {where} cannot be written: {error.strerror or error}") from error

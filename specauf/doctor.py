@@ -1,12 +1,10 @@
 """`specauf doctor`: what this machine has, and what of it would go wrong later."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
 import socket
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specauf import __version__
-from specauf.command import run_function
+from specauf.command import run_function, write_json
 from specauf.errors import UserError
 
 PACKAGES = (
@@ -189,22 +187,10 @@ def doctor_command(json: str | None = None, no_hub: bool = False) -> None:
     found = examine(ask_hub=not no_hub)
     if json != "-":
         show(found, Console())
-    if json is not None:
-        _write(json, found)
+    write_json(json, vars(found))
     if found.problems:
         count = len(found.problems)
         raise UserError(f"{count} problem{'s' if count > 1 else ''}, the first: {found.problems[0]}")
-
-
-def _write(where: str, found: Findings) -> None:
-    text = json.dumps(vars(found), indent=1) + "\n"
-    if where == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(where).write_text(text)
-    except OSError as error:
-        raise UserError(f"--json {where} cannot be written: {error.strerror or error}") from error
 
 
 def doctor(argv: list[str]) -> None:
