@@ -3,8 +3,8 @@
 import sys
 from importlib import import_module
 
-from cache_builder.sigterm import sigterm_interrupts
 from specauf.errors import run_command, unknown_name
+from specauf.sigterm import sigterm_interrupts
 
 # What they need is imported when one is called: torch alone takes seconds.
 COMMANDS = {

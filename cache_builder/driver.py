@@ -24,7 +24,6 @@ from cache_builder.config import BuildConfig
 from cache_builder.documents import Advance
 from cache_builder.lock import BuildLock, LockLostError, RankLock
 from cache_builder.shard_writer import ShardWriter
-from cache_builder.sigterm import Sigterm
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location
 from specauf.cache.reader import TARGET
@@ -32,6 +31,7 @@ from specauf.cache.schema import Manifest
 from specauf.errors import TerminatedError, UserError, status_of
 from specauf.progress import Advance as Show
 from specauf.progress import progress
+from specauf.sigterm import Sigterm
 
 # Ranks that are done wait for the slowest one, which may be whole shards behind.
 PATIENCE = datetime.timedelta(days=7)

@@ -1,5 +1,6 @@
 """`specauf`: fit and validate by LightningCLI; evaluate and report by plain functions."""
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 from specauf.configs import find_config
 from specauf.errors import UserError, run_command, unknown_name
+from specauf.sigterm import sigterm_interrupts
 
 # Imported when called: only `fit` and `validate` need Lightning, only the others may load a target.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -40,7 +42,8 @@ def dispatch(argv: list[str]) -> None:
     """Run one command.
 
     Raises:
-        UserError: the command is unknown.
+        UserError: the command is unknown, or what the command raises.
+        KeyboardInterrupt: it was interrupted or terminated.
     """
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -59,7 +62,9 @@ def dispatch(argv: list[str]) -> None:
     expanded = expand_names(argv)  # before the heavy imports: a wrong name is answered at once
     module, function = COMMANDS[argv[0]][0].split(":")
     run: Callable[[list[str]], Any] = getattr(import_module(module), function)
-    run(expanded)
+    # Lightning has its own way with SIGTERM, and leaves it alone where somebody else has one.
+    with contextlib.nullcontext() if argv[0] in ("fit", "validate") else sigterm_interrupts():
+        run(expanded)
 
 
 def expand_names(argv: list[str]) -> list[str]:

@@ -24,7 +24,8 @@ AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 # and much less than compiling one, which every new number of rows costs anew.
 SMALL = 1 << 16
 PACKED_BYTES = 4 << 30  # a packed weight is a second copy; larger models go without
-_packed: dict[int, tuple[int, torch.Size, Tensor]] = {}  # by address: tied weights share one
+# By address, for tied weights share one: the parameter it was made for, that one's version then, and the packed weight.
+_packed: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
 
 
 def linear(
@@ -35,7 +36,7 @@ def linear(
     """`torch.nn.functional.linear`, with its gradients, faster on CPUs that MKL does not favour."""
     if not _takes_onednn(x, weight):
         return nn.functional.linear(x, weight, bias)
-    if not torch.is_grad_enabled() or not (x.requires_grad or weight.requires_grad):
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return _product(x, _layout(weight), bias)
     product: Tensor = _OneDnn.apply(x, weight, bias)
     return product
@@ -65,6 +66,7 @@ def use_onednn(model: nn.Module) -> None:
     """Turn a model's plain `nn.Linear` layers into `Linear`, in place, and keep frozen weights in oneDNN's own layout.
 
     Names and weights stay. With few rows, as in decoding, the layout alone makes a product up to three times as fast.
+    Torch does not tell of changes through a frozen weight's `.data`: call this again after one.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     for module in layers:
@@ -76,23 +78,32 @@ def use_onednn(model: nn.Module) -> None:
 
 
 def _pack(weight: Tensor) -> None:
-    at = weight.data_ptr()
-    if weight.requires_grad or weight.is_inference() or at in _packed or not weight.numel():
+    if weight.requires_grad or weight.is_inference() or not weight.numel() or not _takes_onednn(weight, weight):
         return
-    if not _takes_onednn(weight, weight):
-        return
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-    _packed[at] = (weight._version, weight.shape, packed)
-    weakref.finalize(weight, _packed.pop, at, None)
+    at, owner = weight.data_ptr(), weakref.ref(weight)
+    _packed[at] = (owner, weight._version, torch.ops.mkldnn._reorder_linear_weight(weight.detach()))
+    weakref.finalize(weight, _forget, at, owner)
+
+
+def _forget(at: int, owner: weakref.ref[Tensor]) -> None:
+    if at in _packed and _packed[at][0] is owner:
+        del _packed[at]
 
 
 def _layout(weight: Tensor) -> Tensor:
     """The packed weight, as long as it is the weight's."""
-    version, shape, packed = _packed.get(weight.data_ptr(), (None, None, None))
-    # Tensors made in inference mode count no versions, and so are never packed.
-    if packed is None or weight.is_inference() or (version, shape) != (weight._version, weight.shape):
+    found = _packed.get(weight.data_ptr())
+    owner = None if found is None else found[0]()
+    if (
+        found is None
+        or owner is None
+        or owner.data_ptr() != weight.data_ptr()  # it has moved, and its memory is anybody's
+        or (owner.shape, owner.stride()) != (weight.shape, weight.stride())
+        or weight.is_inference()  # tensors made in inference mode count no versions, and so are never packed
+        or found[1] != weight._version
+    ):
         return _without_gaps(weight)
-    return packed
+    return found[2]
 
 
 def _without_gaps(weight: Tensor) -> Tensor:

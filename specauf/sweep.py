@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -150,15 +150,23 @@ def execute(runs: Sequence[Run], options: Sequence[str]) -> dict[str, str]:
                     (run.directory / "config.yaml").unlink(missing_ok=True)  # it ended before its first checkpoint
                 said = run.directory / "stderr.txt"
                 with said.open("w") as file:
-                    command = [sys.executable, "-m", "specauf", *run.command(options)]
-                    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=file, check=False)
-                if done.returncode:
+                    status = run_to_the_end([sys.executable, "-m", "specauf", *run.command(options)], file)
+                if status:
                     lines = [line for line in said.read_text().splitlines() if line.strip()]
-                    failed[str(run.directory)] = (
-                        lines[-1].removeprefix("error: ") if lines else f"status {done.returncode}"
-                    )
+                    failed[str(run.directory)] = lines[-1].removeprefix("error: ") if lines else f"status {status}"
             advance(1, note=f"{run.name} seed {run.seed} {'failed' if str(run.directory) in failed else 'done'}")
     return failed
+
+
+def run_to_the_end(command: list[str], said: IO[str]) -> int:
+    """Run a command to its end; returns its status. A stop of this process is one of the command, which ends first."""
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        child.terminate()  # it writes last.ckpt
+        child.wait()
+        raise
 
 
 def _kept(run: Run, options: Sequence[str]) -> dict[str, Any]:

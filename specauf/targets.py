@@ -124,6 +124,8 @@ def resolve_target(name: str) -> TargetConfig:
 def load_target(config: TargetConfig, *, device: torch.device | str = "cpu") -> tuple[Any, Any]:
     """The target's causal language model, in evaluation mode and without gradients, and its tokenizer.
 
+    On CPUs its fp32 layers hold packed copies of their weights: `specauf.linear.use_onednn` after a change by `.data`.
+
     Args:
         config: which one.
         device: where the weights go.

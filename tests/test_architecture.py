@@ -62,11 +62,12 @@ ARROWS = {
     },
     "sweep": {"cli"},
     "doctor": {"cache"},
-    "cli": set(),
+    "sigterm": set(),
+    "cli": {"sigterm"},
     "__main__": {"cli"},
 }
 # cache_builder stands on the contract of caches and on the target, and on nothing that trains.
-BUILDER = {"cache", "targets"}
+BUILDER = {"cache", "sigterm", "targets"}
 LINES = 350
 
 

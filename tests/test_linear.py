@@ -1,6 +1,7 @@
 """The oneDNN path of linear layers equals torch's own, value and gradient, and is the one in use where it is there."""
 
 import gc
+import itertools
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +45,18 @@ def test_value_and_gradients_are_those_of_torch(
     b = torch.randn(OUT) if bias else None
     for own, reference in zip(_grads(linear, x, weight, b), _grads(nn.functional.linear, x, weight, b), strict=True):
         torch.testing.assert_close(own, reference, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("needed", [n for n in itertools.product([False, True], repeat=3) if any(n)])
+def test_whatever_needs_a_gradient_gets_it(needed: tuple[bool, ...]) -> None:
+    given = torch.randn(3, IN), torch.randn(OUT, IN), torch.randn(OUT)
+    grads = []
+    for function in (linear, nn.functional.linear):
+        leaves = [t.clone().requires_grad_(need) for t, need in zip(given, needed, strict=True)]
+        function(*leaves).square().sum().backward()
+        grads.append([leaf.grad for leaf in leaves])
+    for own, reference in zip(*grads, strict=True):
+        torch.testing.assert_close(own, reference, rtol=1e-4, atol=1e-2)
 
 
 def test_gradients_of_one_number() -> None:
@@ -112,6 +125,39 @@ def test_a_frozen_layer_follows_its_weight_and_its_layout_goes_with_it() -> None
     leaf = x.clone().requires_grad_()
     layer(leaf).sum().backward()
     torch.testing.assert_close(leaf.grad, layer.weight.sum(0).expand(3, IN), rtol=1e-5, atol=1e-4)
+    at = layer.weight.data_ptr()
+    del layer
+    gc.collect()
+    assert at not in _packed
+
+
+def test_a_layout_is_not_taken_for_another_weight_in_its_memory() -> None:
+    kept, again = [], 0
+    for _ in range(40):
+        old = nn.Linear(IN, OUT, bias=False).requires_grad_(False)
+        use_onednn(old)
+        at = old.weight.data_ptr()
+        kept.append(old.to(torch.bfloat16))  # keeps the parameter, and lets go of its memory
+        new = nn.Linear(IN, OUT, bias=False).requires_grad_(False)
+        again += new.weight.data_ptr() == at
+        x = torch.randn(3, IN)
+        torch.testing.assert_close(linear(x, new.weight), x @ new.weight.t(), rtol=1e-5, atol=1e-4)
+        del new
+    assert again, "no memory was used again, so nothing was tried"
+
+
+def test_a_layout_is_not_taken_for_its_transpose() -> None:
+    layer, x = nn.Linear(OUT, OUT, bias=False).requires_grad_(False), torch.randn(3, OUT)
+    use_onednn(layer)
+    torch.testing.assert_close(linear(x, layer.weight.t()), x @ layer.weight, rtol=1e-5, atol=1e-4)
+
+
+def test_a_change_through_data_is_seen_when_told() -> None:
+    layer, x = nn.Linear(IN, OUT, bias=False).requires_grad_(False), torch.randn(3, IN)
+    use_onednn(layer)
+    layer.weight.data.mul_(3)
+    use_onednn(layer)
+    torch.testing.assert_close(layer(x), x @ layer.weight.t(), rtol=1e-5, atol=1e-4)
     at = layer.weight.data_ptr()
     del layer
     gc.collect()

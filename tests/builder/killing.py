@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cache_builder.config import BuildConfig
 from cache_builder.driver import build
-from cache_builder.sigterm import sigterm_interrupts
 from specauf.errors import run_command
+from specauf.sigterm import sigterm_interrupts
 
 
 def kill_at(pattern: str, nth: int, moment: str, name_of_signal: str = "SIGKILL") -> None:

@@ -16,8 +16,8 @@ import cache_builder.driver
 from cache_builder.cli import main
 from cache_builder.documents import DocumentMaker
 from cache_builder.driver import build
-from cache_builder.sigterm import Sigterm, sigterm_interrupts
 from specauf.errors import TerminatedError
+from specauf.sigterm import Sigterm, sigterm_interrupts
 from tests.builder.conftest import write_jsonl
 from tests.builder.test_build import config
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from specauf.callbacks import provenance
 from specauf.cli import main
 from specauf.configs import known_configs
 from specauf.training_cli import files_first
@@ -49,8 +50,18 @@ def test_a_run_directory_says_what_the_run_was(tiny_cache, tmp_path):
     assert record["cache"] == str(tiny_cache)
     assert len(record["cache_fingerprint"]) == 64
     assert record["versions"]["torch"] == torch.__version__
+    assert record["git"] == provenance._git_commit()
     logged = (run / "metrics.csv").read_text().splitlines()[0]
     assert {"train/loss", "train/support_ratio", "train/lr", "val/tau", "val/survival_slot_1"} <= set(logged.split(","))
+
+
+@pytest.mark.parametrize("git", ["", "#!/bin/sh\ncase $* in *ls-files*) exit 1;; esac; echo another project\n"])
+def test_no_commit_is_named_without_git_or_in_another_projects_checkout(git, tmp_path, monkeypatch):
+    if git:
+        (tmp_path / "git").write_text(git)
+        (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance._git_commit() is None
 
 
 def test_the_same_seed_gives_the_same_start_whatever_the_loss(tiny_cache, tmp_path):

@@ -1,15 +1,22 @@
 """`specauf sweep` on a tiny cache; its runs are processes of their own."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import threading
+import time
 
 import pytest
+import torch
 import yaml
 
 from specauf import sweep as module
 from specauf.cli import main
-from specauf.errors import UserError
+from specauf.errors import UserError, run_command
+from specauf.sigterm import sigterm_interrupts
 from specauf.sweep import plan, summarise, table
 from tests.processes import forked
 from tests.training import running
@@ -24,16 +31,16 @@ def command(cache, out, *more, seeds="0 1"):
     ]  # fmt: skip
 
 
-def run_forked(words, stdout, stderr, check):
-    """In place of subprocess.run: without the imports of a fresh interpreter."""
+def run_forked(words, said):
+    """Without the imports of a fresh interpreter."""
     assert words[:3] == [sys.executable, "-m", "specauf"]
     done = forked(running.command, words[3:])
-    stderr.write(done.stderr)
-    return done
+    said.write(done.stderr)
+    return done.returncode
 
 
 def test_a_sweep_ends_in_a_table_and_does_nothing_twice(tiny_cache, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module.subprocess, "run", run_forked)
+    monkeypatch.setattr(module, "run_to_the_end", run_forked)
     out = tmp_path / "sweep"
     assert main(command(tiny_cache, out, seeds="0")) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -54,21 +61,17 @@ def test_a_sweep_ends_in_a_table_and_does_nothing_twice(tiny_cache, tmp_path, ca
 def test_a_failed_run_is_reported_at_the_end_and_tried_again(tiny_cache, tmp_path, capsys, monkeypatch):
     out, calls = tmp_path / "sweep", []
 
-    class Done:
-        def __init__(self, returncode):
-            self.returncode = returncode
-
-    def run(words, stdout, stderr, check):
+    def run(words, said):
         directory = next(w.partition("=")[2] for w in words if w.startswith("--trainer.default_root_dir"))
         calls.append(directory)
         if directory.endswith("decay-0") and len(calls) < 5:
-            stderr.write("error: no memory\n")
-            return Done(2)
+            said.write("error: no memory\n")
+            return 2
         record = {"best_tau": 1.5, "loss": 2.0, "seconds": 1.0}
         (module.Path(directory) / "summary.json").write_text(json.dumps(record))
-        return Done(0)
+        return 0
 
-    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(module, "run_to_the_end", run)
     assert main(command(tiny_cache, out)) == 2
     captured = capsys.readouterr()
     assert "1 of 4 runs failed" in captured.err
@@ -78,6 +81,62 @@ def test_a_failed_run_is_reported_at_the_end_and_tried_again(tiny_cache, tmp_pat
     assert len(calls) == 4
     assert main(command(tiny_cache, out)) == 0
     assert len(calls) == 5
+
+
+STANDS_FOR_A_TRAINING = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def stop(*_):
+    time.sleep(0.5)  # as long as writing a checkpoint may take
+    (folder / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+(folder / "started").touch()
+time.sleep(60)
+"""
+
+
+def _stopped_by(name, folder):
+    """Behind a training's start this process gets the signal."""
+
+    def stop():
+        while not (folder / "started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), name)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with (folder / "said").open("w") as said, sigterm_interrupts():
+        words = [sys.executable, "-c", STANDS_FOR_A_TRAINING, str(folder)]
+        sys.exit(run_command(lambda: module.run_to_the_end(words, said)))
+
+
+@pytest.mark.parametrize(("name", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_sweep_that_is_stopped_waits_until_its_training_has_saved(tmp_path, name, status):
+    done = forked(_stopped_by, name, tmp_path)
+    assert done.returncode == status
+    assert (tmp_path / "saved").exists()
+    assert "run the same command again to go on" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_terminated_sweep_goes_on_where_it_was(tiny_cache, tmp_path):
+    words = [w for w in command(tiny_cache, tmp_path / "sweep", seeds="0") if not w.startswith("--trainer.max_steps")]
+    words[2] = "auf"
+    started = [sys.executable, "-m", "specauf", *words]
+    run = tmp_path / "sweep/auf-0"
+    sweep = subprocess.Popen([*started, "--trainer.max_steps=1000000"], stderr=subprocess.PIPE, text=True)
+    while not (run / "checkpoints/last.ckpt").exists():
+        assert sweep.poll() is None
+        time.sleep(0.1)
+    sweep.terminate()
+    assert sweep.communicate()[1].endswith("terminated: run the same command again to go on from here\n")
+    assert sweep.returncode == 143
+    assert (run / "stderr.txt").read_text().startswith("terminated: ")  # so it has come to its end
+    step = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    end = f"--trainer.max_steps={step + 2}"
+    (run / "sweep.yaml").write_text((run / "sweep.yaml").read_text().replace("--trainer.max_steps=1000000", end))
+    assert subprocess.run([*started, end], check=False).returncode == 0
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == step + 2
 
 
 def test_a_begun_run_goes_on_from_its_checkpoint(tmp_path):
@@ -125,17 +184,17 @@ class Finished:
     def __init__(self):
         self.commands = []
 
-    def __call__(self, words, stdout, stderr, check):
+    def __call__(self, words, said):
         self.commands.append(words)
         directory = next(w.partition("=")[2] for w in words if w.startswith("--trainer.default_root_dir"))
         (module.Path(directory) / "summary.json").write_text('{"best_tau": 1.5, "loss": 2.0, "seconds": 1.0}')
-        return type("Done", (), {"returncode": 0})
+        return 0
 
 
 def test_a_drafter_is_passed_on_only_when_given(tiny_cache, tmp_path, monkeypatch):
     """A flag would beat the drafter that a file names."""
     runs = Finished()
-    monkeypatch.setattr(module.subprocess, "run", runs)
+    monkeypatch.setattr(module, "run_to_the_end", runs)
     for out, more, expected in (("a", (), []), ("b", ("--drafter", "domino"), ["--model.drafter=domino"])):
         assert main(command(tiny_cache, tmp_path / out, "-c", "configs/demo.yaml", *more)) == 0
         for words in runs.commands:
@@ -145,7 +204,7 @@ def test_a_drafter_is_passed_on_only_when_given(tiny_cache, tmp_path, monkeypatc
 
 def test_the_cache_may_be_named_as_fit_names_it(tiny_cache, tmp_path, monkeypatch):
     runs = Finished()
-    monkeypatch.setattr(module.subprocess, "run", runs)
+    monkeypatch.setattr(module, "run_to_the_end", runs)
     monkeypatch.chdir(tmp_path)  # where no caches are
     words = [w for w in command(tiny_cache, tmp_path / "a") if not w.startswith("--cache")]
     assert main([*words, f"--data.cache={tiny_cache}"]) == 0
@@ -154,7 +213,7 @@ def test_the_cache_may_be_named_as_fit_names_it(tiny_cache, tmp_path, monkeypatc
 
 
 def test_a_loss_that_changed_meanwhile_is_refused(tiny_cache, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module.subprocess, "run", Finished())
+    monkeypatch.setattr(module, "run_to_the_end", Finished())
     (tmp_path / "alt").mkdir()
     loss, out = tmp_path / "alt/decay.yaml", tmp_path / "sweep"
     shutil.copy("configs/loss/decay.yaml", loss)
