@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +92,7 @@ def main() -> None:
     target, tokenizer = load_target(about, device=args.device)
     vocabulary = TargetVocabulary.from_target(target)
     if args.drafter:
-        drafter = load_drafter(Path(args.drafter)).eval()
+        drafter = load_drafter(args.drafter)
     else:
         mask = mask_token_id(about, tokenizer, target.config.vocab_size)
         torch.manual_seed(0)

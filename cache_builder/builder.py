@@ -68,6 +68,12 @@ class Build:
             # The manifest was lost or thrown away; the commit records say that the shards are this build's.
             restore_identity(place, self.identity)
         begin(self.config.out, self.identity, damaged_manifest=MANIFEST in again)
+        if MANIFEST in readable:
+            # What is sealed in must not be replaced by a record that was damaged since: that shard is made again.
+            for entry in open_sealed(place.read(MANIFEST), f"{self.config.out}/{MANIFEST}").shards:
+                found = place.read_all([f"{entry.name}.json"])
+                if any(sha256(data) != entry.record for data in found.values()):
+                    place.remove(f"{entry.name}.json")
         if not self._told_before(place, files):
             place.write(BUILD, told(self.config))
         place.sweep()
@@ -192,6 +198,7 @@ class Build:
                 f"features were fitted anew and came out otherwise: {len(stored)} shards are made again",
                 file=sys.stderr,
             )
+        place.remove(MANIFEST)  # which tells their records
         for name in stored:
             place.remove(f"{name}.json")
 
@@ -275,6 +282,7 @@ def open_build(config: BuildConfig, *, device: torch.device | str = "cpu") -> Bu
     plan = make_plan(config)
     model, tokenizer = load_target(config.target, device=device)
     target = Target(model, tokenizer, config.target, k=config.k)
+    target.require_positions(config.max_length)
     options = config.target.template_options
     date = None
     if asks_date(plain_template(tokenizer, options)):

@@ -71,7 +71,11 @@ class ChatRenderer:
             text: str = self.tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=answer, **self._options
             )
-        except jinja2.TemplateError as error:
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(
+                f"the chat template cannot be read ({error}): mend it, or give another tokenizer"
+            ) from error
+        except (jinja2.TemplateError, TypeError) as error:  # of what the template computes
             raise TemplateRefusesError(str(error)) from error
         return text
 
@@ -134,7 +138,10 @@ class ChatRenderer:
             if text.startswith(before) and text.startswith(after) and after.startswith(before):
                 span: tuple[int, int] | None = (len(before), len(after))
             else:
-                span = self._search(text, self._start(messages[:i], before, text, cursor), message)
+                # Not beyond the turn after it, where the same words may be another answer.
+                near = self.render(messages[: i + 2], answer=False)
+                end = len(near) if i + 1 < len(messages) and text.startswith(near) else len(text)
+                span = self._search(text[:end], self._start(messages[:i], before, text, cursor), message)
             if span is not None:
                 spans.append(span)
                 cursor = span[1]
@@ -160,7 +167,8 @@ class ChatRenderer:
         content = message.content.split("</think>")[-1].strip()
         if not content:
             return None
-        stops = sorted(self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids)), key=len, reverse=True)
+        named = self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids))
+        stops = sorted((t for t in named if t), key=len, reverse=True)
         ended = re.compile(rf"{re.escape(content)}\s*(?:{'|'.join(map(re.escape, stops))})") if stops else None
         if ended is not None and (match := ended.search(text, start)):
             return match.span()

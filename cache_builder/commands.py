@@ -1,6 +1,5 @@
 """The commands of `cache-builder`, from their words to what they print."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Literal
 from cache_builder.cli import COMMANDS
 from cache_builder.config import BuildConfig
 from specauf.cache.schema import FeatureKind
-from specauf.command import CommandParser, write_json
+from specauf.command import CommandParser, beside_json, write_json
 from specauf.configs import find_config, known_configs, require_yaml
 from specauf.errors import UserError
 
@@ -49,10 +48,14 @@ def parse_build(words: list[str], command: str = "build", **extra: Any) -> tuple
     return BuildConfig(**values), {name: parsed[name] for name in extra}
 
 
-def expand_names(words: list[str]) -> list[str]:
+def expand_names(words: list[str], *, corpus_files: bool = True) -> list[str]:
     """Write options with underscores, and put shipped configs in the place of their bare names.
 
     `--config llama-3-8b` means the target's file; `--corpus NAME` the file of a corpus that has one.
+
+    Args:
+        words: of the command line.
+        corpus_files: whether the command reads such files.
 
     Raises:
         UserError: no such target config.
@@ -72,7 +75,7 @@ def expand_names(words: list[str]) -> list[str]:
             if not Path(file).is_file():
                 raise UserError(f"config {file} does not exist: give a YAML file or one of {', '.join(_targets())}")
             require_yaml(Path(file))
-        elif flag == "--corpus" and value in known_configs("corpus"):
+        elif corpus_files and flag == "--corpus" and value in known_configs("corpus"):
             file, out[i] = str(find_config("corpus", value)), "--config" + ("" if separate else f"={value}")
         else:
             continue
@@ -94,7 +97,7 @@ def _build(words: list[str]) -> None:
 
     manifest = build(config)
     if manifest is not None:
-        print(build_summary(config.out, manifest), file=sys.stderr if own["json"] == "-" else sys.stdout)
+        print(build_summary(config.out, manifest), file=beside_json(own["json"]))
         write_json(own["json"], {"cache": config.out, **figures(manifest)})
 
 
@@ -135,7 +138,7 @@ def _shrink(words: list[str]) -> None:
         sketch_rank=own["sketch_rank"],
         compress_features=own["compress_features"],
     )
-    print(build_summary(own["out"], manifest), file=sys.stderr if own["json"] == "-" else sys.stdout)
+    print(build_summary(own["out"], manifest), file=beside_json(own["json"]))
     write_json(own["json"], {"cache": own["out"], **figures(manifest)})
 
 
@@ -170,7 +173,7 @@ def _cache_and_options(words: list[str], command: str, **extra: Any) -> tuple[st
             parser.add_argument(f"--{name}", action="store_true", help=_HELP[name])
         else:
             parser.add_argument(f"--{name}", type=kind, default=_DEFAULTS.get(name), help=_HELP[name])
-    words = expand_names(words)
+    words = expand_names(words, corpus_files=False)
     if words and not words[0].startswith("-"):
         words = [f"--cache={words[0]}", *words[1:]]
     parsed = parser.parse_args(words)

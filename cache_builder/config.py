@@ -107,6 +107,11 @@ class BuildConfig:
                 f"max_new_tokens is {self.max_new_tokens}, max_length is {self.max_length}: no prompt would fit; "
                 "raise --max_length"
             )
+        if self.regenerate and self.max_new_tokens < self.min_answer_tokens:
+            raise UserError(
+                f"max_new_tokens is {self.max_new_tokens}, min_answer_tokens is {self.min_answer_tokens}: no answer "
+                "would be kept; raise --max_new_tokens or lower --min_answer_tokens"
+            )
         if sampling := self.sampling:
             sampling.require_valid(self.k)
 

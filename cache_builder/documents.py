@@ -19,6 +19,7 @@ from cache_builder.plan import Plan
 from cache_builder.sparse import keep_mass
 from cache_builder.target import Target
 from cache_builder.teacher import read_all
+from specauf.errors import UserError
 
 Advance = Callable[[int, float], object]
 Tokens = TypeVar("Tokens")
@@ -70,14 +71,15 @@ class DocumentMaker:
     def _answer(self, numbers: list[int], drops: Counter[str], advance: Advance) -> list[BuiltDocument]:
         """Let the target answer the questions."""
         prompts, kept = [], []
-        room = self.config.max_length - self.config.max_new_tokens
         for number in numbers:
             ids = self._tokens(self.renderer.prompt_ids, self.plan.conversation(number), drops)
-            if ids is None or len(ids) > room:
-                if ids is not None:
-                    drops["over_long"] += 1
+            reason = None if ids is None else self._unanswerable(ids)
+            if ids is None or reason is not None:
+                if reason is not None:
+                    drops[reason] += 1
                 advance(0, 1.0)
                 continue
+            self._require_rows(ids)
             prompts.append(ids)
             kept.append(number)
         if not prompts:
@@ -111,6 +113,7 @@ class DocumentMaker:
                     drops[reason] += 1
                 advance(0, 1.0)
                 continue
+            self._require_rows(found[0])
             given.append(found)
             kept.append(number)
         if not given:
@@ -135,6 +138,19 @@ class DocumentMaker:
         except TemplateRefusesError:
             drops["template"] += 1
             return None
+
+    def _require_rows(self, tokens: Int[np.ndarray, " tokens"]) -> None:
+        largest = int(tokens.max(initial=0))
+        if largest >= self.target.vocab_size:
+            raise UserError(
+                f"the tokenizer gives id {largest}, target {self.target.name} has embeddings for "
+                f"{self.target.vocab_size}: the tokenizer does not belong to this target"
+            )
+
+    def _unanswerable(self, prompt: Int[np.ndarray, " tokens"]) -> str | None:
+        if len(prompt) > self.config.max_length - self.config.max_new_tokens:
+            return "over_long"
+        return "mask_token" if (prompt == self.mask_token).any() else None
 
     def _unreadable(self, tokens: Int[np.ndarray, " tokens"], mask: Bool[np.ndarray, " tokens"]) -> str | None:
         if len(tokens) > self.config.max_length:

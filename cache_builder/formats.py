@@ -141,10 +141,10 @@ def _message(value: object, where: str) -> Message:
         raise UserError(f"{where}.role is {_kind(role)}, expected one of {', '.join(sorted(ROLES))}")
     if role.strip().lower() not in ROLES:
         raise UserError(f"{where}.role is {role[:40]!r}, expected one of {', '.join(sorted(ROLES))}")
-    content = value.get("content", value.get("value"))
-    if content is None and value.get("tool_calls") is not None:
-        raise UserError(f"{where} is a tool call without text, which the builder does not render: leave such rows out")
-    return Message(ROLES[role.strip().lower()], _content(content, f"{where}.content"))
+    name = "value" if "value" in value and "content" not in value else "content"
+    if value.get("tool_calls"):
+        raise UserError(f"{where} holds tool_calls, which the builder does not render: leave such rows out")
+    return Message(ROLES[role.strip().lower()], _content(value.get(name), f"{where}.{name}"))
 
 
 def _content(value: object, where: str) -> str:

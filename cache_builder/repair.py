@@ -100,8 +100,13 @@ def repair(
         bad = sorted({p.shard for p in found.problems} & {TARGET, *_shards(where)})
     except StoreError:
         raise
-    except UserError:
+    except UserError as error:
         files = place.files()
+        if BUILD not in files and MANIFEST in files and not is_sealed(place.read(MANIFEST)):
+            raise UserError(
+                f"{where}/{MANIFEST} is damaged, and no {BUILD} says how this cache was built: delete it and run the "
+                "command that made the cache again"
+            ) from error
         if BUILD not in files or (MANIFEST in files and is_sealed(place.read(MANIFEST))):
             raise  # nothing to go by, or a whole manifest of another format
         # The manifest cannot be read; commit records and what the build was told are enough to write it again.
@@ -126,6 +131,9 @@ def repair(
 
     build(config, bad)
     after = check(where)
+    if bad == [MANIFEST] and (more := sorted({p.shard for p in after.problems} & {TARGET, *_shards(where)})):
+        build(config, more)  # what the manifest names could only be looked at with one
+        bad, after = [*bad, *more], check(where)
     return replace(after, repaired=[*found.repaired, *bad], removed=found.removed)
 
 

@@ -1,5 +1,6 @@
 """Sampled answers, drawn from the entries that the cache keeps anyway."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ class Sampling:
     """How answers are drawn.
 
     Attributes:
-        temperature: divides the log-probabilities; above 0.
+        temperature: divides the log-probabilities; at least 0.001.
         top_k: draw from so many of the most probable tokens; at most the k that are kept.
         top_p: and of these from the fewest that reach this share.
         seed: of the random numbers.
@@ -33,8 +34,10 @@ class Sampling:
         Raises:
             UserError: naming the one that is out of range.
         """
-        if self.temperature <= 0:
-            raise UserError(f"temperature is {self.temperature}, expected above 0; 0 answers greedily")
+        if not 1e-3 <= self.temperature < math.inf:
+            raise UserError(f"temperature is {self.temperature}, expected at least 0.001; 0 answers greedily")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed is {self.seed}, expected 0 to {2**64 - 1}")
         if not 1 <= self.top_k <= k:
             raise UserError(f"sample_top_k is {self.top_k}, expected 1 to the {k} kept log-probabilities: raise --k")
         if not 0 < self.top_p <= 1:

@@ -37,9 +37,10 @@ def topk_logprobs(
         raise UserError(f"k is {k}, the target's vocabulary has {lm_head.shape[0]} tokens: give a k from 1 to that")
     ids, values = [], []
     for rows in hidden.split(chunk):
-        logits = linear(rows, lm_head).float()
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
+        logits = linear(rows, lm_head)
+        if softcap is not None:  # in the target's own type, as it does itself: what ties there must tie here
+            logits = torch.tanh(logits / softcap) * softcap
+        logits = logits.float()
         normaliser = torch.logsumexp(logits, -1, keepdim=True)
         if not torch.isfinite(normaliser).all():
             raise UserError("the target's logits hold NaN or Inf: compute in float32, or check the weights")

@@ -19,6 +19,10 @@ from specauf.targets import TargetConfig, default_taps
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 
+# What families with learned positions call their table.
+_POSITIONS = frozenset({"wpe", "embed_positions", "position_embedding", "positions_embed"})
+
+
 @dataclass(frozen=True)
 class Step:
     """What one forward pass leaves.
@@ -98,6 +102,24 @@ class Target:
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         found = configured if isinstance(configured, list) else [configured]
         return frozenset(int(i) for i in [*found, self.tokenizer.eos_token_id] if i is not None)
+
+    def require_positions(self, length: int) -> None:
+        """Check that documents of so many tokens can be read, whatever stands beside them in a batch.
+
+        Raises:
+            UserError: the target has no positions for them, or other rotary frequencies from some length on.
+        """
+        rope = getattr(self.text_config, "rope_parameters", None) or {}
+        most = getattr(self.text_config, "max_position_embeddings", None) or length
+        original = int(rope.get("original_max_position_embeddings") or most)
+        if rope.get("rope_type") in ("longrope", "dynamic") and length > original:
+            raise UserError(
+                f"max_length is {length}, but target {self.name} changes its rotary frequencies (rope_type "
+                f"{rope['rope_type']}) beyond {original} tokens, for a whole batch at once: lower --max_length to that"
+            )
+        tables = [m for n, m in self.body.named_modules() if isinstance(m, nn.Embedding) and n in _POSITIONS]
+        if tables and length > most:
+            raise UserError(f"max_length is {length}, target {self.name} has {most} positions: lower --max_length")
 
     def place_for_features(self, tokens: int) -> torch.device:
         """Where so many tokens' features wait until they are stored: here, while they take an eighth of what is free.

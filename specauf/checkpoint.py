@@ -10,14 +10,15 @@ import torch
 
 from specauf.drafters import DFlashDrafter, DominoConfig, DominoDrafter, Drafter, build_drafter
 from specauf.drafters.files import CONFIG, WEIGHTS, read_json
+from specauf.drafters.foreign import require_numbers, require_structure
 from specauf.errors import UserError
 
 FORMAT = 1
 """Version of what stands under the key `specauf` of a checkpoint; those without a number are of version 1."""
 
 
-def load_drafter(path: Path, num_target_layers: int | None = None) -> Drafter:
-    """The drafter at `path`, in fp32 on the CPU, servable: a sketch basis is folded into `fc`.
+def load_drafter(path: Path | str, num_target_layers: int | None = None) -> Drafter:
+    """The drafter at `path`, in fp32 on the CPU, in evaluation mode and servable: a sketch basis is folded into `fc`.
 
     Args:
         path: run directory (its best checkpoint is taken), `.ckpt` file, z-lab or speculators directory.
@@ -26,10 +27,11 @@ def load_drafter(path: Path, num_target_layers: int | None = None) -> Drafter:
     Raises:
         UserError: nothing there is a drafter.
     """
+    path = Path(path)
     if is_model_directory(path):
         return load_directory(path, num_target_layers)
     file = find_checkpoint(path)
-    return drafter_of(load_checkpoint(file), file)
+    return drafter_of(load_checkpoint(file), file).eval()
 
 
 def weights_digest(path: Path) -> str:
@@ -68,6 +70,8 @@ def load_directory(path: Path, num_target_layers: int | None = None) -> DFlashDr
     from specauf.export.speculators import is_speculators, read_speculators  # transformers' config classes
 
     raw = read_json(path / CONFIG)
+    require_structure(raw)
+    require_numbers(raw)
     if not is_speculators(raw):
         domino = (raw.get("dflash_config") or {}).get("projector_type") == DominoConfig.kind
         return (DominoDrafter if domino else DFlashDrafter).from_pretrained(path)
@@ -121,7 +125,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    for name in ("best.ckpt", "final.ckpt", "last.ckpt"):
+    for name in ("best.ckpt", "last.ckpt"):
         for folder in (path / "checkpoints", path):
             if (folder / name).is_file():
                 return folder / name

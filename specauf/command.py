@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -63,7 +63,12 @@ def run_function(function: Callable[..., Any], argv: list[str], *, positional: s
 
 
 def _list(name: str, values: list[str]) -> str:
-    return f"--{name}=[{','.join(repr(v) for v in values)}]"
+    return f"--{name}={json.dumps(values)}"
+
+
+def beside_json(where: str | None) -> TextIO:
+    """Where a command's own words go: standard output, unless that takes the JSON."""
+    return sys.stderr if where == "-" else sys.stdout
 
 
 def write_json(where: str | None, content: dict[str, Any]) -> None:
@@ -74,11 +79,12 @@ def write_json(where: str | None, content: dict[str, Any]) -> None:
     """
     if where is None:
         return
-    text = json.dumps(content, indent=1) + "\n"
+    text = json.dumps(content, indent=2) + "\n"
     if where == "-":
         sys.stdout.write(text)
         return
     try:
+        Path(where).parent.mkdir(parents=True, exist_ok=True)
         Path(where).write_text(text)
     except OSError as error:
         raise UserError(f"--json {where} cannot be written: {error.strerror or error}") from error

@@ -143,10 +143,10 @@ def _hub(*, ask: bool) -> dict[str, Any]:
         return {"address": address, "reachable": None, "why": "HF_HUB_OFFLINE is set" if offline else "not asked"}
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
     to = urlparse(proxy if proxy and "//" in proxy else address)
-    port = to.port or (80 if to.scheme == "http" else 443)
     try:
+        port = to.port or (80 if to.scheme == "http" else 443)
         socket.create_connection((to.hostname or "", port), timeout=HUB_SECONDS).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a port that is no number
         return {"address": address, "reachable": False, "why": str(error)}
     return {"address": address, "reachable": True, "why": "through a proxy" if proxy else ""}
 

@@ -39,8 +39,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
 def run_command(command: Callable[[], object]) -> int:
     """Run a command line's body; returns the exit status.
 
-    0; 2 after one line on stderr for a `UserError`, or for a file that cannot be read or written; 130 when interrupted,
-    143 when terminated; 141 when nobody reads what is printed any more, as behind `| head`.
+    0; 2 after one line on stderr for a `UserError`, for a file that cannot be read or written, or when memory ends; 130
+    when interrupted, 143 when terminated; 141 when nobody reads what is printed any more, as behind `| head`.
     """
     try:
         command()
@@ -61,11 +61,32 @@ def run_command(command: Callable[[], object]) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}; name another file or directory, or mend it", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _memory_ended(error):
+            raise
+        print(
+            f"error: memory ended ({_first_sentence(error)}): see docs/troubleshooting.md for what takes less",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt as stopped:
         said = "terminated" if isinstance(stopped, TerminatedError) else "interrupted"
         print(f"{said}: run the same command again to go on from here", file=sys.stderr)
         return status_of(stopped)
     return 0
+
+
+def _memory_ended(error: Exception) -> bool:
+    """By name and text, for torch may not be imported."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
 
 
 def _nobody_reads() -> bool:

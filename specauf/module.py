@@ -248,7 +248,12 @@ class DrafterModule(L.LightningModule):
         assert self.drafter is not None
         cache: Cache = self.trainer.datamodule.cache  # type: ignore[attr-defined]
         if self.trainer.state.fn == TrainerFn.FITTING:
-            check_same_run(checkpoint["specauf"], cache=cache.fingerprint, config=self.drafter.config.to_dict())
+            check_same_run(
+                checkpoint["specauf"],
+                cache=cache.fingerprint,
+                drafter=self.drafter.name,
+                config=self.drafter.config.to_dict(),
+            )
             self._resumed = checkpoint
             return
         check_same_drafter(checkpoint["specauf"], cache, self.drafter)

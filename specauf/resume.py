@@ -14,13 +14,14 @@ from specauf.errors import UserError
 _SKIPPED = ("params", "lr", "initial_lr")
 
 
-def check_same_run(about: dict[str, Any], *, cache: str, config: dict[str, Any]) -> None:
+def check_same_run(about: dict[str, Any], *, cache: str, drafter: str, config: dict[str, Any]) -> None:
     """Refuse to go on with another cache or another drafter.
 
     Args:
         about: what the checkpoint says under the key `specauf`.
         cache: fingerprint of the cache that is open now.
-        config: of the drafter that was built now.
+        drafter: kind of the drafter that was built now.
+        config: its config.
 
     Raises:
         UserError: naming the first field that differs, with both values.
@@ -30,8 +31,9 @@ def check_same_run(about: dict[str, Any], *, cache: str, config: dict[str, Any])
             f"--ckpt_path: its run read the cache {about['cache_fingerprint'][:12]}, data.cache is {cache[:12]}: give "
             "that cache, or start a new run from the exported drafter with --model.drafter.init_args.init=DIRECTORY"
         )
-    for name, value in config.items():
-        saved = about["config"].get(name)
+    before = {"drafter": about["drafter"], **about["config"]}
+    for name, value in {"drafter": drafter, **config}.items():
+        saved = before.get(name)
         # A checkpoint's tuples come back as they went in, JSON's as lists.
         if (list(saved) if isinstance(saved, tuple) else saved) != (list(value) if isinstance(value, tuple) else value):
             raise UserError(
@@ -52,7 +54,7 @@ def check_same_optimizer(saved: list[dict[str, Any]], optimizer: Optimizer) -> N
     """
     for before, now in zip(saved, optimizer.param_groups, strict=False):
         wanted = {"lr": (before.get("initial_lr", before["lr"]), now["lr"])}
-        wanted |= {n: (before.get(n), v) for n, v in now.items() if n not in _SKIPPED}
+        wanted |= {n: (before.get(n), now.get(n)) for n in {**before, **now} if n not in _SKIPPED}
         for name, (old, new) in wanted.items():
             if old != new and not isinstance(new, torch.Tensor):
                 raise UserError(

@@ -60,9 +60,9 @@ def refuse_second_run(root: Path, checkpoints: Path, *, resumed: Path | None = N
             inside = folder == root / "checkpoints"
             what = f"run directory {root}" if inside else f"checkpoints.directory {folder}"
             flag = "--trainer.default_root_dir" if inside else "--checkpoints.directory"
-            raise UserError(
-                f"{what} already holds a run: go on with --ckpt_path={folder}/last.ckpt, or choose another {flag}"
-            )
+            found = next((f for f in (folder / "last.ckpt", folder / "best.ckpt") if f.is_file()), None)
+            on = "" if found is None else f"go on with --ckpt_path={found}, or "
+            raise UserError(f"{what} already holds a run: {on}choose another {flag}")
     if (root / SUMMARY).exists() and mine != (root / "checkpoints").resolve():
         raise UserError(
             f"run directory {root} already holds a run, which has ended well ({SUMMARY}): go on with --ckpt_path and "

@@ -12,13 +12,20 @@ from typing import IO, Any
 import yaml
 
 from specauf.cli import newest
-from specauf.command import CommandParser
+from specauf.command import CommandParser, beside_json, write_json
 from specauf.configs import find_config
 from specauf.errors import UserError
 from specauf.progress import progress
 
+LARGEST_SEED = 2**32 - 1  # of Lightning's seed_everything
 SUMMARY, LAST = "summary.json", "checkpoints/last.ckpt"  # SUMMARY as specauf.callbacks.Summary writes it
-_OURS = ("--model.loss", "--seed_everything", "--trainer.default_root_dir", "--ckpt_path")
+_OURS = (
+    "--model.loss",
+    "--seed_everything",
+    "--trainer.default_root_dir",
+    "--ckpt_path",
+    "--checkpoints.directory",  # of one run
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,9 @@ def sweep(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="each run goes to OUT/LOSS-SEED")
     parser.add_argument("--cache", type=str, default=None, help="the cache; the newest in caches/ when left out")
     parser.add_argument("--drafter", type=str, default=None, help="name in configs/drafter/; else the files name it")
-    parser.add_argument("--json", type=Path, default=None, help="also write the table and all runs to this file")
+    parser.add_argument(
+        "--json", type=str, default=None, help="write table and runs to this file too; - for standard output"
+    )
     known, rest = _split(argv[1:], ["losses", "seeds", "out", "cache", "drafter", "json"])
     config = parser.parse_args(known)
     runs = plan(config.losses, config.seeds, config.out)
@@ -87,9 +96,8 @@ def sweep(argv: list[str]) -> None:
     options = [*cache, *drafter, *rest]
     failed = execute(runs, options)
     results = summarise(runs)
-    print(table(results))
-    if config.json is not None:
-        config.json.write_text(json.dumps({"options": options, "losses": results, "failed": failed}, indent=2) + "\n")
+    print(table(results), file=beside_json(config.json))
+    write_json(config.json, {"options": options, "losses": results, "failed": failed})
     if failed:
         lines = "; ".join(f"{directory}: {reason}" for directory, reason in failed.items())
         raise UserError(f"{len(failed)} of {len(runs)} runs failed: {lines}. The same command tries only these again")
@@ -101,7 +109,7 @@ def _split(words: list[str], names: list[str]) -> tuple[list[str], list[str]]:
     others: list[str] = []
     mine = False
     for word in words:
-        if word.startswith("-"):
+        if word.startswith("-") and word != "-":
             mine = word.partition("=")[0] in [*(f"--{name}" for name in names), "--help", "-h"]
         (ours if mine else others).append(word)
     return ours, others
@@ -114,9 +122,10 @@ def plan(losses: str, seeds: str, out: Path) -> list[Run]:
         UserError: a loss is unknown, a seed is no number, one is given twice, or two losses are of one name.
     """
     names, numbers = losses.replace(",", " ").split(), seeds.replace(",", " ").split()
-    for what, words in (("losses", names), ("seeds", numbers)):
+    for what, words in (("losses", names), ("seeds", [number.lstrip("0") for number in numbers])):
         if not words or len(set(words)) < len(words):
-            raise UserError(f"--{what} is {' '.join(words)!r}: give different ones, separated by spaces")
+            given = losses if what == "losses" else seeds
+            raise UserError(f"--{what} is {given!r}: give different ones, separated by spaces")
     stems: dict[str, str] = {}
     for name in names:
         find_config("loss", name)
@@ -127,8 +136,8 @@ def plan(losses: str, seeds: str, out: Path) -> list[Run]:
                 "rename one"
             )
     for number in numbers:
-        if not number.isdecimal():
-            raise UserError(f"--seeds: {number!r} is no seed: give numbers from 0")
+        if not number.isdecimal() or int(number) > LARGEST_SEED:
+            raise UserError(f"--seeds: {number!r} is no seed: give numbers from 0 to {LARGEST_SEED}")
     return [Run(name, int(n), out / f"{Path(name).stem}-{n}") for n in numbers for name in names]
 
 
@@ -151,7 +160,9 @@ def execute(runs: Sequence[Run], options: Sequence[str]) -> dict[str, str]:
                 said = run.directory / "stderr.txt"
                 with said.open("w") as file:
                     status = run_to_the_end([sys.executable, "-m", "specauf", *run.command(options)], file)
-                if status:
+                if not status and run.summary() is None:
+                    failed[str(run.directory)] = f"it ended without a {SUMMARY}, as fast_dev_run does"
+                elif status:
                     lines = [line for line in said.read_text().splitlines() if line.strip()]
                     failed[str(run.directory)] = lines[-1].removeprefix("error: ") if lines else f"status {status}"
             advance(1, note=f"{run.name} seed {run.seed} {'failed' if str(run.directory) in failed else 'done'}")

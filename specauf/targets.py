@@ -61,6 +61,9 @@ class TargetConfig:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.package is None):
             raise UserError(f"target {self.name}: give either model (hub id or directory) or package, not both or none")
+        taken = {"tokenize", "add_generation_prompt", "return_dict", "return_tensors"} & self.template_options.keys()
+        if taken:
+            raise UserError(f"target {self.name}: template_options: {min(taken)} is set by what renders: leave it out")
 
 
 def default_taps(num_layers: int, count: int = 5) -> tuple[int, ...]:
@@ -258,6 +261,8 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity, hub_verbosity = logging.get_verbosity(), hub.logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled(), datasets_logging.is_progress_bar_enabled()
+    hub_bars = not hub.are_progress_bars_disabled()
     logging.set_verbosity_error()
     hub.logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -270,6 +275,11 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         hub.logging.set_verbosity(hub_verbosity)
+        if bars[0]:
+            logging.enable_progress_bar()  # and the hub's with it
+        if bars[1]:
+            datasets_logging.enable_progress_bar()
+        (hub.enable_progress_bars if hub_bars else hub.disable_progress_bars)()
 
 
 def _place(config: TargetConfig) -> tuple[str, dict[str, Any]]:

@@ -49,6 +49,13 @@ class TrainingCLI(LightningCLI):
         """Every run keeps checkpoints; how often is `--checkpoints.every_n_steps`."""
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
 
+    def _set_seed(self) -> None:
+        """Refuse what numpy's generators do not take; Lightning's own message names no option."""
+        seed = self.config.get(self.subcommand, self.config).get("seed_everything")
+        if seed is not None and not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Name the run directory and refuse to mix two runs in it."""
         config = self.config[self.subcommand]

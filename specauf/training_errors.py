@@ -12,8 +12,15 @@ from types import TracebackType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, LearningRateFinder
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torch.multiprocessing import ProcessRaisedException
 
 from specauf.callbacks import Checkpoints
 from specauf.drafters import DominoSpec
@@ -41,6 +48,11 @@ def one_line_errors() -> Iterator[None]:
         ) from error
     except MisconfigurationException as error:
         raise _refused(error) from error
+    except ProcessRaisedException as error:  # of a rank that this process has forked or spawned
+        _, ours, said = str(error).partition(f"{UserError.__module__}.{UserError.__qualname__}: ")
+        if not ours:
+            raise
+        raise UserError(said.strip().splitlines()[0]) from error
     except (ValueError, RuntimeError, AttributeError) as error:
         # Not their subclasses: an error of CUDA or of a decoder may surface in any frame.
         if type(error) not in (ValueError, RuntimeError, AttributeError) or _raised_in(error) is None:
@@ -100,6 +112,17 @@ def _say(trainer: L.Trainer, what: str) -> None:
         print(f"{what}: run the same command with --ckpt_path={last} to go on", file=sys.stderr)
 
 
+_CALLBACKS: dict[type[Callback], str] = {
+    LearningRateFinder: "cannot set model.optimizer: leave it out and compare runs with different "
+    "--model.optimizer.init_args.lr",
+    BatchSizeFinder: "cannot set data.batch_size: leave it out and lower --data.batch_size when memory ends",
+    StochasticWeightAveraging: "would average nothing, for the drafter is made after it: leave it out and give "
+    "-c configs/trainer/ema.yaml",
+    GradientAccumulationScheduler: "neither the learning rate's schedule nor a resumed run follows: leave it out and "
+    "give --trainer.accumulate_grad_batches",
+}
+
+
 def check_trainer(config: Any, callbacks: Sequence[Callback]) -> None:
     """Refuse settings for which Lightning's own message would not help.
 
@@ -122,11 +145,10 @@ def check_trainer(config: Any, callbacks: Sequence[Callback]) -> None:
     ):
         if value is not None and value <= 0:
             raise UserError(f"trainer.{name} is {value:g}, which trains nothing: give at least 1, or leave it out")
-    if any(isinstance(callback, LearningRateFinder) for callback in callbacks):
-        raise UserError(
-            "trainer.callbacks: LearningRateFinder found, which cannot set model.optimizer: leave it out and compare "
-            "runs with different --model.optimizer.init_args.lr"
-        )
+    for callback in callbacks:
+        for kind, reason in _CALLBACKS.items():
+            if isinstance(callback, kind):
+                raise UserError(f"trainer.callbacks: {kind.__name__} found, which {reason}")
 
 
 def check_length(trainer: L.Trainer, model: DrafterModule) -> None:

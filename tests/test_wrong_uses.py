@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import cache_builder.cli
 import specauf.cli
 from specauf.drafters import DFlashDrafter, DrafterConfig
+from specauf.evaluation.results import FORMAT
 from tests.builder.conftest import make_target, make_tokenizer
 from tests.training.conftest import tiny_cache, write_tiny_cache  # noqa: F401  (a fixture)
 from tests.training.running import fit_here
@@ -66,6 +67,13 @@ def place(tiny_cache, tmp_path_factory) -> Path:  # noqa: F811
     weights = load_file(folder / "target/model.safetensors")
     del weights["model.layers.3.mlp.up_proj.weight"]
     save_file(weights, folder / "lacking/model.safetensors", metadata={"format": "pt"})
+    for name, field, value in (("mistyped", "dflash_config", "none"), ("worded", "rope_theta", "large")):
+        shutil.copytree(folder / "wide", folder / name)
+        raw = json.loads((folder / name / "config.json").read_text())
+        (folder / name / "config.json").write_text(json.dumps(raw | {field: value}))
+    (folder / "cut").mkdir()
+    (folder / "cut/evaluation.json").write_text(json.dumps({"format": FORMAT}))
+    (folder / "cut/evaluation.jsonl").write_text("[1]\n")
     (folder / "empty").mkdir()
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"count to {i}"}) + "\n" for i in range(12)))
     (folder / "broken.jsonl").write_text('{"prompt": "a"}\n{broken\n')

@@ -200,7 +200,7 @@ class Location:
         filesystem, root = self._parts
         if self.local is not None:
             path = self.local / name
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)

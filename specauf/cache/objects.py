@@ -74,7 +74,9 @@ def _differs(data: bytes | memoryview, entry: ObjectEntry, *, quick: bool) -> st
     """The checksum by which an object is not what its record says; None when it is."""
     if quick and entry.crc32c is not None:
         return None if crc32c(data) == entry.crc32c else "CRC-32C"
-    return None if sha256(data) == entry.sha256 else "sha256"
+    if sha256(data) != entry.sha256:
+        return "sha256"
+    return None if entry.crc32c in (None, crc32c(data)) else "CRC-32C"
 
 
 def check_listing(place: Location, record: CommitRecord, problems: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from specauf.callbacks.checkpoints import Checkpoints
 from specauf.callbacks.throughput import Throughput
@@ -28,10 +29,13 @@ class Summary(L.Callback):
         self._seconds_before = 0.0
         self._started: float | None = None
         self._trainer: L.Trainer | None = None
+        self._seen: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Where the last loss is found."""
+        """Where the last loss is found; what the checkpoint's callbacks could see, those of a resumed run can."""
         self._trainer = trainer
+        # A checkpoint from behind a validation goes on with the end of its epoch, where EarlyStopping looks.
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._seen.items()})
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """A run that goes on is not finished any more; one that has nothing left to do is."""
@@ -51,13 +55,15 @@ class Summary(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """What is known so far, for the checkpoint."""
         known = {"tau": self._tau, "loss": self._last_loss(), "seconds": self._seconds()}
-        return {"best_tau": self.best_tau, "best_step": self.best_step, **known}
+        seen = {} if self._trainer is None else {k: float(v) for k, v in self._trainer.callback_metrics.items()}
+        return {"best_tau": self.best_tau, "best_step": self.best_step, **known, "seen": seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What was known at the checkpoint; early ones hold the best alone."""
         self.best_tau, self.best_step = state_dict["best_tau"], state_dict["best_step"]
         self._tau, self._loss = state_dict.get("tau"), state_dict.get("loss")
         self._seconds_before = state_dict.get("seconds", 0.0)
+        self._seen = state_dict.get("seen", {})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file; the last checkpoint has been written by now."""

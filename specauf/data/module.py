@@ -202,7 +202,14 @@ class CacheDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the training data, for the checkpoint."""
-        return {} if self._loader is None else {"position": self._loader.state_dict()}
+        if self._loader is None:
+            return {}
+        position = self._loader.state_dict()
+        if self.trainer is not None and self.trainer.training:
+            # A checkpoint from the middle of a batch (a signal's, an exception's): Lightning does that batch again.
+            counted = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            position["batches"] -= counted.ready - counted.processed  # type: ignore[attr-defined]
+        return {"position": position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember a checkpoint's position for the loader to come.

@@ -4,7 +4,7 @@ When the target itself wrote an answer greedily, its tokens are what greedy veri
 blocks from the answer's start, moving on by A + 1, goes through the very cycles of real decoding.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -75,21 +75,26 @@ def replay(
         max_tokens: documents of about so many tokens together share their passes.
 
     Raises:
-        UserError: the documents have no features that fit the drafter.
+        UserError: the documents have no features that fit the drafter, or the block is none of its.
     """
+    block = drafter.config.block(block_size)
     training = drafter.training
     drafter.eval()
-    results: list[Replay] = []
+    try:
+        return [one for group in _groups(documents, max_tokens) for one in _replay(drafter, vocabulary, group, block)]
+    finally:
+        drafter.train(training)
+
+
+def _groups(documents: Iterable[Answered], max_tokens: int) -> Iterator[list[Answered]]:
     group: list[Answered] = []
     for document in documents:
         if group and sum(len(d.tokens) for d in group) + len(document.tokens) > max_tokens:
-            results += _replay_group(drafter, vocabulary, group, block_size or drafter.config.block_size)
+            yield group
             group = []
         group.append(document)
     if group:
-        results += _replay_group(drafter, vocabulary, group, block_size or drafter.config.block_size)
-    drafter.train(training)
-    return results
+        yield group
 
 
 def answers(loss_mask: Bool[np.ndarray, " tokens"]) -> list[tuple[int, int]]:
@@ -98,7 +103,7 @@ def answers(loss_mask: Bool[np.ndarray, " tokens"]) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
-def _replay_group(
+def _replay(
     drafter: Drafter, vocabulary: TargetVocabulary, documents: Sequence[Answered], block_size: int
 ) -> list[Replay]:
     device = drafter.norm.weight.device

@@ -1,6 +1,6 @@
 """Speculative decoding of a transformers causal LM with a block drafter."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def speculative_generate(
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
-    stop_token_ids: Sequence[int] | None = None,
+    stop_token_ids: Iterable[int] | Int[Tensor, " _"] | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     sampling: Sampling = "rejection",
@@ -36,20 +36,23 @@ def speculative_generate(
     Args:
         target: the causal LM that verifies; the drafter's embedding and head are its own.
         drafter: proposes blocks; None decodes plainly, in the same loop.
-        input_ids: the prompt, [tokens] or [1, tokens].
+        input_ids: the prompt, [tokens] or [1, tokens]; on any device, as the drafter must be on the target's.
         max_new_tokens: length of the answer at most.
-        temperature: 0 is greedy, token for token what `generate(do_sample=False)` gives.
+        temperature: 0 is greedy, token for token what `generate(do_sample=False)` gives without the processors that a
+            generation config may add, such as a repetition penalty.
         stop_token_ids: end the answer, and are its last token; the target's own when None.
         top_k: sample among the k most probable tokens.
         top_p: sample among the most probable tokens that hold this mass.
         sampling: `rejection`, or `greedy-draft` as z-lab's clients do.
         block_size: a shorter block than the drafter was trained with.
         vocabulary: made from the target when None; one with a reduced head drafts those tokens only.
-        generator: of the random numbers.
+        generator: of the random numbers, on the target's device.
 
     Raises:
         UserError: the drafter is another target's, or a setting is out of range.
     """
+    if not isinstance(input_ids, Tensor):
+        raise UserError(f"input_ids: a {type(input_ids).__name__} found, a tensor of ids [tokens] expected")
     prompts = input_ids if input_ids.ndim == 2 else input_ids[None]
     if len(prompts) != 1:
         raise UserError(f"input_ids: {len(prompts)} prompts found, 1 expected; use speculative_generate_batch")
@@ -86,7 +89,7 @@ def speculative_stream(
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
-    stop_token_ids: Sequence[int] | None = None,
+    stop_token_ids: Iterable[int] | Int[Tensor, " _"] | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     sampling: Sampling = "rejection",
@@ -99,7 +102,7 @@ def speculative_stream(
     Arguments and errors are those of `speculative_generate`.
     """
     rule = make_rule(temperature, top_k, top_p, sampling, generator)
-    slots = _slots(drafter, block_size)
+    slots = 0 if drafter is None else drafter.config.block(block_size) - 1
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens: {max_new_tokens} found, at least 1 expected")
     for p in prompts:
@@ -118,11 +121,9 @@ def speculative_stream(
         vocabulary = vocabulary or TargetVocabulary.from_target(target)
         _check_drafter(drafter, target)
         drafter.check(vocabulary, drafter.config.feature_dim)
-    stops = frozenset(_own_stops(target) if stop_token_ids is None else stop_token_ids)
+    stops = frozenset(map(int, _own_stops(target) if stop_token_ids is None else stop_token_ids))
     loop = _Loop(target, drafter, vocabulary, rule, stops, max_new_tokens, slots, len(prompts))
-    yield from loop.prefill([p.to(target.device) for p in prompts])
-    while loop.alive:
-        yield from loop.cycle()
+    return loop.run([p.to(target.device) for p in prompts])
 
 
 class _Loop:
@@ -148,6 +149,12 @@ class _Loop:
         self.cache = RowCache(prompts, target.config.get_text_config().num_hidden_layers)
         self.memory = ContextMemory(prompts)
         self.number = 0
+
+    def run(self, prompts: list[Tensor]) -> Iterator[Cycle]:
+        """All cycles until every prompt has its answer."""
+        yield from self.prefill(prompts)
+        while self.alive:
+            yield from self.cycle()
 
     @torch.inference_mode()
     def prefill(self, prompts: list[Tensor]) -> list[Cycle]:
@@ -194,7 +201,12 @@ class _Loop:
         together: dict[str, Tensor] = {}
         if len(tokens) > 1:
             together["attention_mask"] = self.cache.mask(tokens.shape[1], tokens.device, self.target.dtype)
-            together["position_ids"] = self.cache.positions(tokens.shape[1], tokens.device)
+            positions = self.cache.positions(tokens.shape[1], tokens.device)
+            # Behind an answer's end nothing is read, and there learned positions may have no row.
+            ends = [length + self.left[p] for length, p in zip(self.cache.lengths, self.alive, strict=True)]
+            if max(self.cache.lengths):
+                positions = positions.minimum(torch.tensor(ends, device=tokens.device)[:, None])
+            together["position_ids"] = positions
         out = self.target(
             tokens,
             past_key_values=self.cache,
@@ -235,25 +247,9 @@ class _Loop:
         return [Cycle(out, a, drafted, p, self.number, draft, verify, other) for p, out, a in cycles]
 
 
-def _slots(drafter: Drafter | None, block_size: int | None) -> int:
-    """Drafted slots of a block.
-
-    Raises:
-        UserError: the block is longer than the drafter was trained with.
-    """
-    if drafter is None:
-        return 0
-    trained = drafter.config.block_size
-    if block_size is not None and not 2 <= block_size <= trained:
-        raise UserError(
-            f"block_size: {block_size} found, 2 to {trained} expected (the drafter was trained with {trained})"
-        )
-    return (block_size or trained) - 1
-
-
 def _own_stops(target: Any) -> Sequence[int]:
     eos = target.generation_config.eos_token_id
-    return [] if eos is None else [eos] if isinstance(eos, int) else eos
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
 def _check_drafter(drafter: Drafter, target: Any) -> None:
@@ -263,6 +259,8 @@ def _check_drafter(drafter: Drafter, target: Any) -> None:
             f"num_target_layers: {drafter.config.num_target_layers} in the drafter, {depth} in the target; "
             "it was trained for another target"
         )
+    if drafter.norm.weight.device != target.device:
+        raise UserError(f"drafter: on {drafter.norm.weight.device}, the target on {target.device}; move it there first")
     if drafter.needs_features and drafter.config.feature_dim != drafter.config.raw_feature_dim:
         raise UserError(
             f"features: the drafter's fc reads a sketch of {drafter.config.feature_dim} numbers, the target gives "
@@ -305,6 +303,8 @@ def _check_target(config: Any, lengths: list[int], more: int) -> None:
         )
     if prompts == 1:
         return
+    if "local" in (getattr(text, "attention_layers", None) or ()):  # GPT-Neo
+        kinds = {"local"}
     if getattr(text, "alibi", False) or text.model_type == "bloom":
         raise UserError(
             f"prompts: {prompts} found, 1 expected for a target with ALiBi positions; decode one prompt at a time"

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from specauf.cache.target import refuse_unknown_scales
-from specauf.drafters.foreign import refuse_other_architectures
+from specauf.drafters.foreign import refuse_other_architectures, require_numbers, require_structure
 from specauf.drafters.vocabulary import target_scales
 from specauf.errors import UserError
 
@@ -83,6 +83,19 @@ class DrafterConfig:
     def slots(self) -> int:
         """Drafted slots of a block."""
         return self.block_size - 1
+
+    def block(self, block_size: int | None) -> int:
+        """The block size to decode with: the trained one, or the shorter one that is given.
+
+        Raises:
+            UserError: it is longer than trained, or has no drafted slot.
+        """
+        if block_size is not None and not 2 <= block_size <= self.block_size:
+            raise UserError(
+                f"block_size: {block_size} found, 2 to {self.block_size} expected (the drafter was trained with "
+                f"{self.block_size})"
+            )
+        return block_size or self.block_size
 
     @property
     def raw_feature_dim(self) -> int:
@@ -224,7 +237,13 @@ class DrafterConfig:
         Raises:
             UserError: a field is missing or asks for something that is not built here.
         """
+        require_structure(raw)
+        require_numbers(raw)
         inner = raw.get("dflash_config") or {}
+
+        def given(name: str, default: int | float) -> Any:
+            value = raw.get(name)
+            return default if value is None else value
 
         def need(*names: str) -> Any:
             for source in (inner, raw):
@@ -265,9 +284,9 @@ class DrafterConfig:
             mask_token_id=whole("mask_token_id"),
             feature_dim=len(taps) * hidden,
             rope_theta=float(theta),
-            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-            max_position_embeddings=raw.get("max_position_embeddings", 32768),
-            initializer_range=raw.get("initializer_range", 0.02),
+            rms_norm_eps=given("rms_norm_eps", 1e-6),
+            max_position_embeddings=given("max_position_embeddings", 32768),
+            initializer_range=given("initializer_range", 0.02),
             bos_token_id=_first(raw.get("bos_token_id")),
             eos_token_id=_first(raw.get("eos_token_id")),
             embedding_scale=float(inner.get("input_embedding_scale", raw.get("input_embedding_scale")) or 1.0),
@@ -311,4 +330,4 @@ def _rope_theta(config: dict[str, Any]) -> int | float | None:
 
 
 def _first(token: int | list[int] | None) -> int | None:
-    return token[0] if isinstance(token, list) else token
+    return (token[0] if token else None) if isinstance(token, list) else token

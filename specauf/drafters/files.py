@@ -1,12 +1,14 @@
 """Checkpoint directories of drafters: `config.json` and `model.safetensors`, read strictly."""
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from specauf.drafters.config import DrafterConfig, DtypeName
@@ -52,23 +54,72 @@ def read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
-def read_weights(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint directory, in one file or sharded, in fp32 (integers and booleans as they are).
+@contextmanager
+def open_weights(directory: Path) -> Iterator["Weights"]:
+    """The tensors of a checkpoint directory, in one file or sharded; each is read when asked for.
 
     Raises:
         UserError: a file is missing or damaged.
     """
     index = directory / f"{WEIGHTS}.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else [WEIGHTS]
-    weights: dict[str, Tensor] = {}
-    for name in names:
-        if not (directory / name).is_file():
-            raise UserError(f"{directory / name}: missing; give a drafter's directory with {CONFIG} and {WEIGHTS}")
-        try:
-            weights |= load_file(directory / name)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{directory / name}: cannot be read ({error}); download the drafter again") from error
-    return {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    listed = read_json(index).get("weight_map") if index.is_file() else None
+    if listed is not None and not isinstance(listed, dict):
+        raise UserError(f"{index}: weight_map is no mapping; download the drafter again")
+    names = sorted(set(map(str, listed.values()))) if listed is not None else [WEIGHTS]
+    files: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    with ExitStack() as stack:
+        for name in names:
+            path = directory / name
+            if not path.is_file():
+                raise UserError(f"{path}: missing; give a drafter's directory with {CONFIG} and {WEIGHTS}")
+            try:
+                file = stack.enter_context(safe_open(path, "pt"))
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: cannot be read ({error}); download the drafter again") from error
+            metadata |= file.metadata() or {}
+            files |= dict.fromkeys(file.keys(), file)
+        yield Weights(files, metadata)
+
+
+class Weights:
+    """Named tensors of safetensors files, as stored.
+
+    Args:
+        files: open file of every tensor's name.
+        metadata: of the files.
+    """
+
+    def __init__(self, files: dict[str, Any], metadata: dict[str, str]) -> None:
+        self._files, self.metadata = files, metadata
+
+    @property
+    def names(self) -> list[str]:
+        """Names, sorted."""
+        return sorted(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape, read from the header alone."""
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """Safetensors' name of the type (`BF16`, `F32`, ...), read from the header alone."""
+        return str(self._files[name].get_slice(name).get_dtype())
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint directory, in fp32 (integers and booleans as they are).
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    with open_weights(directory) as weights:
+        found = {name: weights[name] for name in weights.names}
+    return {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
 
 
 def read_zlab(

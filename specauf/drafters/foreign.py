@@ -1,8 +1,61 @@
 """Drafters of others that this code would run otherwise than their servers do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from specauf.errors import UserError
+
+_OBJECTS = (
+    "dflash_config",
+    "full_attention",
+    "rope_parameters",
+    "rope_scaling",
+    "speculators_config",
+    "transformer_layer_config",
+)
+_LISTS = ("aux_hidden_state_layer_ids", "layer_types")
+_NUMBERS = (
+    "rope_theta",
+    "rms_norm_eps",
+    "max_position_embeddings",
+    "initializer_range",
+    "partial_rotary_factor",
+    "input_embedding_scale",
+    "final_logit_softcapping",
+)
+
+
+def require_structure(raw: dict[str, Any]) -> None:
+    """Stop at a field of a drafter's config.json that should be an object or a list, and is something else.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    _require(raw, _OBJECTS, dict, "an object")
+    _require(raw, _LISTS, list, "a list")
+    for name in _OBJECTS:
+        if isinstance(raw.get(name), dict):
+            require_structure(raw[name])
+
+
+def require_numbers(raw: dict[str, Any]) -> None:
+    """Stop at a field of a drafter's config.json that should be a number, and is something else.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    _require(raw, _NUMBERS, (int, float), "a number")
+    for name in _OBJECTS:
+        if raw.get(name):
+            require_numbers(raw[name])
+
+
+def _require(raw: dict[str, Any], names: Sequence[str], kind: type | tuple[type, ...], expected: str) -> None:
+    """Null says the same as nothing."""
+    for name in names:
+        value = raw.get(name)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise UserError(f"{name}: {value!r} in the drafter's config.json, {expected} expected")
 
 
 def refuse_other_architectures(raw: dict[str, Any]) -> None:
@@ -27,7 +80,7 @@ def refuse_other_architectures(raw: dict[str, Any]) -> None:
         "partial_rotary_factor": (raw.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0, 1.0),
         "rope_scaling": (scaling or None, None),
         "sample_from_anchor": (raw.get("sample_from_anchor", False), False),
-        "layer_types": (set(raw.get("layer_types") or ["full_attention"]), {"full_attention"}),
+        "layer_types": (set(map(str, raw.get("layer_types") or ["full_attention"])), {"full_attention"}),
     }
     for name, (found, expected) in checks.items():
         if found != expected:

@@ -1,14 +1,13 @@
 """`specauf audit CACHE DRAFTER`."""
 
-import json as json_module
 import math
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from specauf.cache import Cache, open_cache
-from specauf.checkpoint import load_drafter
-from specauf.command import run_function
+from specauf.checkpoint import load_drafter, weights_digest
+from specauf.command import beside_json, run_function, write_json
 from specauf.drafters import Drafter, TargetVocabulary
 from specauf.errors import UserError
 from specauf.evaluation.audit import audit_record
@@ -28,7 +27,7 @@ def audit_command(
     evaluation: Path | None = None,
     run: str | None = None,
     out: Path | None = None,
-    json: Path | None = None,
+    json: str | None = None,
 ) -> None:
     """Audit how training of a drafter is aligned with inference, from a cache and without the target.
 
@@ -43,7 +42,7 @@ def audit_command(
         evaluation: an evaluation.json with real greedy decoding of this drafter, in blocks of any size.
         run: the drafter's name there, when it holds several.
         out: directory for audit.md and audit.json; none are written when not given.
-        json: write the figures to this file too.
+        json: write the figures to this file too, or to standard output for -.
     """
     for name, value in (("documents", documents), ("anchors_per_document", anchors_per_document)):
         if value < 1:
@@ -51,8 +50,8 @@ def audit_command(
     if not 0 < gamma < math.inf:
         raise UserError(f"gamma is {gamma}: give a number above 0")
     opened = open_cache(cache)
-    evaluated = _evaluated(evaluation, run)
-    loaded = load_drafter(drafter, opened.manifest.identity.num_target_layers).eval()
+    evaluated = _evaluated(evaluation, run, weights_digest(drafter))
+    loaded = load_drafter(drafter, opened.manifest.identity.num_target_layers)
     if evaluated is not None:
         evaluated["block_size"] = evaluated["block_size"] or loaded.config.block_size
     _check(loaded, opened, cache)
@@ -91,13 +90,12 @@ def audit_command(
         evaluation=evaluated,
     )
     page = markdown(record)
-    print(page)
+    print(page, file=beside_json(json))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "audit.md").write_text(page)
-    for file in (json, None if out is None else out / "audit.json"):
-        if file is not None:
-            file.write_text(json_module.dumps(record, indent=2) + "\n")
+        write_json(str(out / "audit.json"), record)
+    write_json(json, record)
 
 
 def _check(drafter: Drafter, cache: Cache, where: str) -> None:
@@ -130,7 +128,7 @@ def _texts(cache: Cache) -> Any:
     return text
 
 
-def _evaluated(file: Path | None, run: str | None) -> dict[str, Any] | None:
+def _evaluated(file: Path | None, run: str | None, digest: str) -> dict[str, Any] | None:
     from specauf.evaluation.cli import EVALUATION, read_record
 
     if file is None:
@@ -145,6 +143,10 @@ def _evaluated(file: Path | None, run: str | None) -> dict[str, Any] | None:
     name = run or next(iter(runs))
     if name not in runs:
         raise UserError(f"run: {name} found, one of {', '.join(runs)} expected: name one of {file} with --run")
+    if record.get("drafters", {}).get(name, digest) != digest:
+        raise UserError(
+            f"run: {name} in {file} has other weights than the drafter: evaluate this drafter, or name its run"
+        )
     return {**runs[name], "block_size": greedy[0]["benchmark"]["block_size"]}
 
 

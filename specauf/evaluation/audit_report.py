@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from specauf.evaluation.report import table
+
 
 def markdown(record: Mapping[str, Any]) -> str:
     """The page.
@@ -53,18 +55,18 @@ def markdown(record: Mapping[str, Any]) -> str:
     ]
     count = len(support["auf"]["weight_by_slot"])
     header = ["slot", *map(str, range(1, count + 1))]
-    lines += _table(header, [[n, *_percent(support[n]["weight_by_slot"])] for n in ("uniform", "decay", "auf")])
+    lines += table(header, [[n, *_percent(support[n]["weight_by_slot"])] for n in ("uniform", "decay", "auf")])
     lines += ["", "## Acceptance by slot, at the anchors decoding visits", ""]
-    lines += _table(header, [[name, *_percent(values)] for name, values in slots.items()])
+    lines += table(header, [[name, *_percent(values)] for name, values in slots.items()])
     accuracy = record["by_slot"]["training_anchors"]["accuracy"]
-    lines += _table(header, [["accuracy", *_percent(accuracy)]])[2:]
+    lines += table(header, [["accuracy", *_percent(accuracy)]])[2:]
     lines += [
         "",
         "`survival`: accepted, of all. `conditional`: accepted, of those reached. `accuracy`: right, reached or",
     ]
     lines += ["not, at training's random anchors: what training logs count."]
     lines += ["", "## Acceptance by kind of token", ""]
-    lines += _table(
+    lines += table(
         ["kind", "reached", "acceptance", "share of block ends"],
         [
             [name, f"{row['reached']:,}", f"{row['acceptance']:.1%}", f"{row['share_of_ends']:.1%}"]
@@ -72,7 +74,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         ],
     )
     lines += ["", "## Tokens that end blocks", ""]
-    lines += _table(
+    lines += table(
         ["token", "blocks ended", "share of ends", "acceptance", "most drafted instead"],
         [
             [
@@ -94,7 +96,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "valid slots at training's anchors.",
         "",
     ]
-    lines += _table(
+    lines += table(
         ["slots", "mean confidence", "accuracy"],
         [[f"{b['slots']:,}", f"{b['confidence']:.3f}", f"{b['accuracy']:.3f}"] for b in reached["bins"]],
     )
@@ -107,8 +109,3 @@ def _percent(values: list[float | None]) -> list[str]:
 
 def _quoted(text: str) -> str:
     return "`" + repr(text)[1:-1].replace("|", "\\|").replace("`", "'") + "`"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
-    return [lines[0], "|---" * len(header) + "|", *lines[1:]]

@@ -52,15 +52,28 @@ class HubSet:
     text: Callable[[Mapping[str, Any]], str]
 
 
+def _words(row: Mapping[Any, Any], name: object) -> str:
+    if not isinstance(row[name], str):
+        raise TypeError(name)
+    return str(row[name])
+
+
 def _alpaca(row: Mapping[str, Any]) -> str:
-    return f"{row['instruction']}\n\nInput:\n{row['input']}" if row.get("input") else row["instruction"]
+    asked = _words(row, "instruction")
+    return f"{asked}\n\nInput:\n{_words(row, 'input')}" if row.get("input") else asked
+
+
+def _first_turn(row: Mapping[str, Any]) -> str:
+    if not isinstance(row["prompt"], list):
+        raise TypeError("prompt")
+    return _words(dict(enumerate(row["prompt"])), 0)
 
 
 HUB: dict[str, HubSet] = {
-    "gsm8k": HubSet("openai/gsm8k", "main", "test", lambda row: _STEPS.format(row["question"])),
-    "math500": HubSet("HuggingFaceH4/MATH-500", None, "test", lambda row: _STEPS.format(row["problem"])),
+    "gsm8k": HubSet("openai/gsm8k", "main", "test", lambda row: _STEPS.format(_words(row, "question"))),
+    "math500": HubSet("HuggingFaceH4/MATH-500", None, "test", lambda row: _STEPS.format(_words(row, "problem"))),
     "mbpp": HubSet("google-research-datasets/mbpp", "sanitized", "test", lambda row: row["prompt"]),
-    "mt-bench": HubSet("HuggingFaceH4/mt_bench_prompts", None, "train", lambda row: row["prompt"][0]),
+    "mt-bench": HubSet("HuggingFaceH4/mt_bench_prompts", None, "train", _first_turn),
     "alpaca": HubSet("tatsu-lab/alpaca", None, "train", _alpaca),
 }
 
@@ -147,7 +160,7 @@ def _file_rows(path: Path) -> Rows:
 def _json_lines(path: Path) -> list[tuple[int, Any]]:
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would split inside strings, at U+2028
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would split inside strings, at U+2028
     except UnicodeDecodeError as error:
         raise UserError(f"benchmark file {path} is not UTF-8 text ({error.reason}): write it again") from error
     for number, line in enumerate(lines, start=1):
@@ -155,8 +168,9 @@ def _json_lines(path: Path) -> list[tuple[int, Any]]:
             continue
         try:
             rows.append((number, json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {number} is not JSON ({error.msg}): mend or remove it") from error
+        except (ValueError, RecursionError) as error:  # Python itself refuses numbers of thousands of digits
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise UserError(f"{path} line {number} is not JSON ({reason}): mend or remove it") from error
     return rows
 
 
@@ -182,5 +196,7 @@ def _prompts(rows: Rows, where: str, name: str, text: Callable[[Mapping[str, Any
             wanted = "a `turns` list of strings or a `prompt` string" if text is _generic else f"the fields of {name}"
             empty = ", which is empty" if isinstance(found, str) else ""
             raise UserError(f"{where} line {number} has {fields}{empty}: give {wanted}")
+        if any("\ud800" <= letter <= "\udfff" for letter in found):
+            raise UserError(f"{where} line {number} holds half of a surrogate pair: fix or drop the row")
         prompts.append(Prompt(f"{name}/{number}", found))
     return prompts

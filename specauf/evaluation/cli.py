@@ -1,7 +1,7 @@
 """`specauf evaluate` and `specauf report`."""
 
 import csv
-import json
+import json as json_module
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from specauf.cache import open_cache
 from specauf.checkpoint import lacks_depth, load_drafter, weights_digest
-from specauf.command import run_function
+from specauf.command import beside_json, run_function, write_json
 from specauf.decoding.rules import Sampling
 from specauf.drafters import Drafter
 from specauf.errors import UserError
@@ -21,7 +21,7 @@ from specauf.evaluation.page import html
 from specauf.evaluation.plots import figures, overview
 from specauf.evaluation.report import markdown
 from specauf.evaluation.results import FORMAT, evaluation_record
-from specauf.evaluation.run import evaluate_prompts, without_processors
+from specauf.evaluation.run import PLAIN, evaluate_prompts, without_processors
 from specauf.evaluation.settings import distinct, make_settings
 from specauf.linear import use_onednn
 from specauf.targets import load_target, resolve_target, target_identity, target_layers
@@ -46,7 +46,7 @@ def evaluate_command(
     device: str = "auto",
     cache: str | None = None,
     out: Path = Path("runs/evaluation"),
-    json: Path | None = None,
+    json: str | None = None,
 ) -> None:
     """Decode benchmarks with the real target, with each drafter and without, and write OUT/evaluation.json.
 
@@ -67,7 +67,7 @@ def evaluate_command(
         device: where to decode; auto takes a CUDA GPU where there is one, else the CPU.
         cache: the cache the drafters were trained on, to describe it in the report.
         out: directory for evaluation.jsonl (a line a prompt, resumed) and evaluation.json.
-        json: write the record to this file too.
+        json: write the record to this file too, or to standard output for -.
     """
     named = _named_paths(drafters)
     distinct("benchmarks", [benchmark_name(name) for name in benchmarks])
@@ -77,7 +77,7 @@ def evaluate_command(
     config = resolve_target(target)
     config = config if dtype is None else replace(config, dtype=dtype)
     depth = target_layers(config) if any(map(lacks_depth, named.values())) else None
-    loaded = {name: load_drafter(path, depth).eval() for name, path in named.items()}
+    loaded = {name: load_drafter(path, depth) for name, path in named.items()}
     _check_blocks(loaded, block_sizes)
     out.mkdir(parents=True, exist_ok=True)
     if device == "auto":
@@ -103,31 +103,31 @@ def evaluate_command(
         rows,
         {name: drafter.config.slots for name, drafter in loaded.items()},
         manifest,
-        target=target,
+        target=config.name,
+        identity=target_identity(config),
         dtype=config.dtype,
         drafters={name: weights_digest(path) for name, path in named.items()},
         training={name: curves for name, path in named.items() if (curves := training_curves(path))},
     )
-    write_json(record, out / EVALUATION, json)
+    _save(record, out / EVALUATION)
     for part in record["parts"]:
-        _print_part(part)
-    print(f"lossless: {record['lossless']}; written {out}/{EVALUATION}")
+        _print_part(part, json)
+    print(f"lossless: {record['lossless']}; written {out}/{EVALUATION}", file=beside_json(json))
+    write_json(json, record)
 
 
-def write_json(record: dict[str, Any], *files: Path | None) -> None:
-    """Write a record to each file that is given."""
-    for file in files:
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+def _save(record: dict[str, Any], file: Path) -> None:
+    file.write_text(json_module.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
-def _print_part(part: dict[str, Any]) -> None:
-    print(f"{part['benchmark']['name']}, {part['benchmark']['setting']}, {part['benchmark']['prompts']} prompts")
+def _print_part(part: dict[str, Any], json: str | None) -> None:
+    bench, to = part["benchmark"], beside_json(json)
+    print(f"{bench['name']}, {bench['setting']}, {bench['prompts']} prompts", file=to)
     for name, run in part["runs"].items():
         print(
             f"  {name}: emitted length {run['tau_pooled']:.3f} pooled, {run['tau_per_prompt']:.3f} per prompt; "
-            f"{run['tokens_per_second']:.1f} tokens/s, plain {run['baseline_tokens_per_second']:.1f}"
+            f"{run['tokens_per_second']:.1f} tokens/s, plain {run['baseline_tokens_per_second']:.1f}",
+            file=to,
         )
 
 
@@ -137,7 +137,10 @@ def _named_paths(drafters: Sequence[str]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for text in drafters:
         name, equals, path = text.partition("=")
-        name, place = (name, Path(path)) if equals else (Path(text).resolve().name, Path(text))
+        plain = not equals or Path(text).exists()
+        name, place = (Path(text).resolve().name, Path(text)) if plain else (name, Path(path))
+        if name in (PLAIN, "generate"):
+            raise UserError(f"drafters: {name} is what decoding without a drafter is called: give NAME={place}")
         if name in named:
             raise UserError(f"drafters: two are called {name}: give them names, NAME={place}")
         named[name] = place
@@ -204,7 +207,7 @@ def report_command(runs: list[Path], out: Path | None = None) -> None:
     record = join(records)
     directory = out or (runs[0] if runs[0].is_dir() else runs[0].parent)
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(record, directory / "report.json")
+    _save(record, directory / "report.json")
     overview(record, directory / "report.png")
     page = markdown(record, "report.png")
     (directory / "report.md").write_text(page)
@@ -222,14 +225,16 @@ def read_record(source: Path) -> dict[str, Any]:
     if not source.is_file():
         raise UserError(f"{source} does not exist: run `specauf evaluate` first or name its {EVALUATION}")
     try:
-        record = json.loads(source.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        record = json_module.loads(source.read_text())
+    except (json_module.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{source} is not JSON: run `specauf evaluate` again") from error
     version = record.get("format") if isinstance(record, dict) else None
     if version != FORMAT:
         raise UserError(
             f"{source}: format {version} found, {FORMAT} expected: run `specauf evaluate` with another --out"
         )
+    for name in (n for n in ("runs", "parts") if not record.get(n)):
+        raise UserError(f"{source}: {name} missing: it is not whole, run `specauf evaluate` again")
     return dict(record)
 
 

@@ -59,8 +59,9 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if len(records) == 1:
         return dict(first)
     for label, record in records.items():
-        for field in ("target", "dtype"):
-            _require_same(field, first[field], labels[0], record[field], label)
+        for field in ("target", "identity", "dtype"):
+            if field in first and field in record:  # early records hold no identity
+                _require_same(field, first[field], labels[0], record[field], label)
         places = first["environment"], record["environment"]
         _require_same("device", places[0]["device"], labels[0], places[1]["device"], label)
     names = [name for record in records.values() for name in record["runs"]]
@@ -77,10 +78,11 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             key = bench["name"], bench["setting"]
             joint = parts.setdefault(key, {"benchmark": dict(bench), "runs": {}, "divergences": []})
             idle = {"seed", "sampling"} if bench["temperature"] == 0 else set()
-            for field in sorted(bench.keys() - {"prompts"} - idle):
+            for field in sorted(bench.keys() - {"prompts", "fewest_prompts"} - idle):
                 _require_same(field, joint["benchmark"][field], seen.setdefault(key, label), bench[field], label)
             joint["runs"] |= {own[name]: run for name, run in part["runs"].items()}
-            joint["benchmark"]["prompts"] = max(joint["benchmark"]["prompts"], bench["prompts"])
+            here, fewest = joint["benchmark"], min(map(_fewest, (joint["benchmark"], bench)))
+            here |= {"prompts": max(here["prompts"], bench["prompts"]), "fewest_prompts": fewest}
             if "lossless" in part:
                 joint["lossless"] = joint.get("lossless", True) and part["lossless"]
                 joint["divergences"] += [
@@ -89,7 +91,7 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     joined = [part | {"comparisons": compare(part["runs"])} for part in parts.values()]
     common = {key: v for key, v in first.items() if all(key in r and r[key] == v for r in records.values())}
     return {
-        **{key: common[key] for key in ("format", "target", "dtype", "corpus", "cache") if key in common},
+        **{key: common[key] for key in ("format", "target", "identity", "dtype", "corpus", "cache") if key in common},
         "drafters": drafters,
         **{key: joined[0][key] for key in ("benchmark", "runs", "comparisons")},
         "lossless": _all([record["lossless"] for record in records.values()]),
@@ -98,6 +100,10 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "training": training,
         "environment": united([record["environment"] for record in records.values()]),
     }
+
+
+def _fewest(bench: dict[str, Any]) -> int:
+    return int(bench.get("fewest_prompts", bench["prompts"]))
 
 
 def _require_same(field: str, one: Any, first: str, two: Any, second: str) -> None:

@@ -10,6 +10,7 @@ from specauf.evaluation.report import (
     comparison_lines,
     footer,
     lossless_lines,
+    prompt_count,
     runs_table,
     slot_table,
     title,
@@ -38,7 +39,7 @@ def html(record: Mapping[str, Any], figures: Sequence[Figure]) -> str:
         body.append(f"<p>{escape(cache_line(record))} <span class=field>cache.*</span></p>")
     for i, part in enumerate(record["parts"]):
         bench = part["benchmark"]
-        head = f"{bench['name']}, {bench['setting']}, {bench['prompts']} prompts"
+        head = f"{bench['name']}, {bench['setting']}, {prompt_count(bench)}"
         body += [f"<h2>{escape(head)}</h2>", _table(*runs_table(part["runs"]))]
         body.append(f"<p class=field>report.json: parts[{i}].runs.*</p>")
         body += [
@@ -75,7 +76,7 @@ def _cards(record: Mapping[str, Any]) -> str:
         word, colour = ("yes", "good") if record["lossless"] else ("no", "bad")
         cards.append(f"<div class=card>lossless<b class={colour}>{word}</b>against generate</div>")
     bench = record["benchmark"]
-    where = f"{bench['name']}, {bench['setting']}, {bench['prompts']} prompts"
+    where = f"{bench['name']}, {bench['setting']}, {prompt_count(bench)}"
     return f"<div class=cards>{''.join(cards)}</div><p class=field>{escape(where)}; report.json: runs, lossless</p>"
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from specauf.evaluation.report import prompt_count
+
 Record = Mapping[str, Any]
 GREYS = ("0.6", "0.75")
 
@@ -20,12 +22,12 @@ class Figure(NamedTuple):
 def overview(record: Record, path: Path) -> None:
     """Write a PNG: emitted length with intervals, acceptance per slot, tokens per second; of the first part."""
     figure, axes = _subplots(3, 13)
-    runs = record["runs"]
+    runs = _legible(record["runs"])
     _tau(axes[0], runs)
     _survival(axes[1], runs, "accepted_per_slot")
     _speed(axes[2], runs)
     bench = record["benchmark"]
-    figure.suptitle(f"{record['target']}, {bench['name']}, {bench['prompts']} prompts, {bench['setting']}")
+    figure.suptitle(f"{record['target']}, {bench['name']}, {prompt_count(bench)}, {bench['setting']}")
     figure.savefig(path, dpi=130)
 
 
@@ -33,7 +35,7 @@ def figures(record: Record) -> list[Figure]:
     """The page's plots: for each part tau, acceptance, conditional acceptance, speed and time; then training."""
     out = []
     for i, part in enumerate(record["parts"]):
-        runs, bench = part["runs"], part["benchmark"]
+        runs, bench = _legible(part["runs"]), part["benchmark"]
         where, field = f"{bench['name']}, {bench['setting']}", f"parts[{i}].runs.*"
         figure, axes = _subplots(3, 13)
         _tau(axes[0], runs)
@@ -50,7 +52,7 @@ def figures(record: Record) -> list[Figure]:
     if curves:
         figure, axes = _subplots(len(curves), 4.4 * len(curves))
         for axis, name in zip(axes, curves, strict=True):
-            for i, (run, found) in enumerate(record["training"].items()):
+            for i, (run, found) in enumerate(_legible(record["training"]).items()):
                 if name in found:
                     axis.plot(found[name]["step"], found[name]["value"], color=f"C{i}", label=run, marker=".")
             axis.set_title(name)
@@ -58,6 +60,11 @@ def figures(record: Record) -> list[Figure]:
             axis.legend()
         out.append(Figure("Training", _svg(figure), "training.*: " + ", ".join(curves)))
     return out
+
+
+def _legible(by_name: Record) -> Record:
+    """Names that matplotlib shows as they are: it would set what stands between $ as a formula, and hide _names."""
+    return {(" " if name.startswith("_") else "") + name.replace("$", r"\$"): value for name, value in by_name.items()}
 
 
 def _subplots(columns: int, width: int | float) -> tuple[Any, list[Any]]:

@@ -18,12 +18,12 @@ def markdown(record: Record, plot: str | None = None) -> str:
         lines += [cache_line(record), ""]
     for part in record["parts"]:
         bench = part["benchmark"]
-        lines += [f"## {bench['name']}, {bench['setting']}, {bench['prompts']} prompts", ""]
-        lines += [*_table(*runs_table(part["runs"])), ""]
+        lines += [f"## {bench['name']}, {bench['setting']}, {prompt_count(bench)}", ""]
+        lines += [*table(*runs_table(part["runs"])), ""]
         lines += [line for pair in comparison_lines(part) for line in (pair, "")]
         if plot and part is record["parts"][0]:
             lines += [f"![emitted length, acceptance per slot, speed]({plot})", ""]
-        lines += ["Share of cycles that accept slot k:", "", *_table(*slot_table(part["runs"])), ""]
+        lines += ["Share of cycles that accept slot k:", "", *table(*slot_table(part["runs"])), ""]
     lines += [*lossless_lines(record), ""]
     lines += [footer(record), ""]
     return "\n".join(lines)
@@ -129,6 +129,13 @@ def footer(record: Record) -> str:
     )
 
 
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+def prompt_count(bench: Record) -> str:
+    """How many prompts a benchmark's runs decoded; joined evaluations may differ."""
+    fewest, most = bench.get("fewest_prompts", bench["prompts"]), bench["prompts"]
+    return f"{most} prompts" if fewest == most else f"{fewest} to {most} prompts"
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     return [lines[0], "|---" * len(header) + "|", *lines[1:]]

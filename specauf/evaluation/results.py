@@ -120,6 +120,7 @@ def evaluation_record(
     manifest: Manifest | None,
     *,
     target: str,
+    identity: Mapping[str, str],
     dtype: str,
     drafters: Mapping[str, str],
     training: Mapping[str, Any],
@@ -133,6 +134,7 @@ def evaluation_record(
         slots: drafted slots of each drafter.
         manifest: of the cache the drafters were trained on.
         target: its name.
+        identity: what tells it from others of that name.
         dtype: what it computed in.
         drafters: digest of each drafter's weights.
         training: curves of each drafter's training, where there are any.
@@ -143,6 +145,7 @@ def evaluation_record(
     record: dict[str, Any] = {
         "format": FORMAT,
         "target": target,
+        "identity": dict(identity),
         "dtype": dtype,
         "drafters": dict(drafters),
     }

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,14 +86,24 @@ def encode(tokenizer: Any, text: str, template_options: Mapping[str, Any] | None
 
     Returns:
         Token ids [1, tokens].
+
+    Raises:
+        UserError: the template cannot be read, or raises.
     """
     if not getattr(tokenizer, "chat_template", None):
         ids: torch.Tensor = tokenizer(text, return_tensors="pt")["input_ids"]
         return ids
+    from jinja2 import TemplateError
+
     turns = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(
-        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True, **(template_options or {})
-    )["input_ids"]
+    try:
+        return tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True, **(template_options or {})
+        )["input_ids"]
+    except TemplateError as error:
+        raise UserError(
+            f"the target's chat template refuses a prompt ({error}): give other prompts, or mend it"
+        ) from error
 
 
 def decode_prompt(
@@ -215,26 +226,36 @@ def _place(row: Row) -> tuple[str, str, str, str]:
     return row["benchmark"], json.dumps(row["setting"]), row["task_id"], row["digest"]
 
 
+def _is_row(row: Any, place: Mapping[str, Any]) -> bool:
+    fields = {"key", "environment", "benchmark", "setting", "task_id", "digest"}
+    measured = row.get("environment") if isinstance(row, dict) and fields <= row.keys() else None
+    return isinstance(measured, dict) and place.keys() <= measured.keys()
+
+
 def _finished(rows_file: Path, key: str, place: Mapping[str, Any]) -> list[Row]:
     if not rows_file.exists():
         return []
-    rows = []
-    for line in rows_file.read_text().splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break  # a killed run can leave half a line
+    whole, _, half = rows_file.read_bytes().rpartition(b"\n")
+    rows: list[Row] = []
+    for line in whole.splitlines():
+        where = f"{rows_file} line {len(rows) + 1}"
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{rows_file} line {len(rows) + 1} is not JSON: delete the file or that line") from error
-    rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if rows and rows[0].get("key") != key:
-        raise UserError(
-            f"{rows_file} holds results of another target, other drafters or another release ({rows[0].get('key')}, "
-            f"now {key}): delete it or write elsewhere with --out"
-        )
-    for field in (f for f in place if rows and f != "date" and rows[0]["environment"][f] != place[f]):
-        raise UserError(
-            f"{field}: {rows[0]['environment'][field]} in {rows_file}, {place[field]} now; times of one evaluation are "
-            "measured alike: go on there, delete the file or write elsewhere with --out"
-        )
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where} is not JSON: delete the file or that line") from error
+        if not _is_row(row, place):
+            raise UserError(f"{where} is no row of `specauf evaluate`: delete that line, or give another --out")
+        if row["key"] != key:
+            raise UserError(
+                f"{where} holds results of another target, other drafters or another release ({row['key']}, "
+                f"now {key}): delete the file, or give another --out"
+            )
+        for field in (f for f in place if f != "date" and row["environment"][f] != place[f]):
+            raise UserError(
+                f"{field}: {row['environment'][field]} in {where}, {place[field]} now; times of one evaluation are "
+                "measured alike: go on there, delete the file or give another --out"
+            )
+        rows.append(row)
+    if half:  # of a killed run; only now, for a file that is refused stays as it is
+        os.truncate(rows_file, len(whole) + 1 if rows else 0)
     return rows

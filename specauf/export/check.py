@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from specauf.drafters import DrafterConfig
+from specauf.drafters.files import Weights, open_weights
+from specauf.drafters.foreign import require_numbers, require_structure
 from specauf.errors import UserError
 from specauf.export import check_config
 from specauf.export.check_config import Problem
-from specauf.export.directory import Weights, open_weights, read_config
+from specauf.export.directory import read_config
 from specauf.export.facts import TargetFacts
 from specauf.export.layout import Shapes, body_shapes, speculators_shapes
 
@@ -50,6 +52,8 @@ def check_directory(directory: Path | str, target: TargetFacts | None = None) ->
     """
     directory = Path(directory)
     raw = read_config(directory)
+    require_structure(raw)
+    require_numbers(raw)
     ours = "speculators_model_type" in raw
     problems = list((check_config.speculators if ours else check_config.zlab)(raw, target))
     if not ours and "auto_map" in raw and not (directory / "dflash.py").is_file():
@@ -69,8 +73,8 @@ def check_directory(directory: Path | str, target: TargetFacts | None = None) ->
         return Checked("speculators" if ours else "zlab", tuple(problems), len(weights.names))
 
 
-def require_sound(directory: Path, target: TargetFacts | None = None) -> None:
-    """Refuse a directory with any problem.
+def require_sound(directory: Path, target: TargetFacts | None = None) -> Checked:
+    """`check_directory`, which must find no problem.
 
     Raises:
         UserError: naming the first problem and how many there are.
@@ -78,6 +82,7 @@ def require_sound(directory: Path, target: TargetFacts | None = None) -> None:
     checked = check_directory(directory, target)
     if checked.problems:
         raise UserError(f"export check: {checked.problems[0]} ({len(checked.problems)} problems in all)")
+    return checked
 
 
 def _shape_config(raw: dict[str, Any], ours: bool) -> DrafterConfig | None:

@@ -267,7 +267,7 @@ def _proposal(raw: dict[str, Any]) -> Iterator[Problem]:
     if about.get("algorithm") != "dflash":
         yield Problem("speculators_config.algorithm", about.get("algorithm"), "dflash", "vLLM chooses the code by it")
     methods = {m.get("proposal_type"): m for m in about.get("proposal_methods") or [] if isinstance(m, dict)}
-    chosen = methods.get(about.get("default_proposal_method"))
+    chosen = methods.get(str(about.get("default_proposal_method")))
     size = raw.get("block_size")
     if chosen is None:
         yield Problem("default_proposal_method", about.get("default_proposal_method"), list(methods), "vLLM refuses it")

@@ -1,12 +1,11 @@
 """`specauf export` and `specauf import`."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from specauf.cache import open_cache
-from specauf.command import run_function
+from specauf.command import beside_json, run_function, write_json
 from specauf.errors import UserError
 from specauf.export.card import About, Layout
 from specauf.export.check import check_directory
@@ -28,7 +27,7 @@ def export_command(
     license: str | None = None,
     check: Path | None = None,
     push_to_hub: str | None = None,
-    json_file: Path | None = None,
+    json: str | None = None,
 ) -> None:
     """Write a drafter as servers load it, or check a directory that is there.
 
@@ -43,14 +42,15 @@ def export_command(
         license: of the drafter's weights, for the model card.
         check: check this directory and write nothing.
         push_to_hub: upload the export to this repository (OWNER/NAME).
-        json_file: also write what was found as JSON.
+        json: write what was found to this file too, or to standard output for -.
     """
     if check is not None:
-        if source is not None or out is not None:
-            raise UserError("check: goes with --cache and --target only; leave out the source and --out")
+        others = (source, out, verifier, license, push_to_hub)
+        if any(value is not None for value in others) or (to, dtype) != ("zlab", "bfloat16"):
+            raise UserError("check: goes with --cache, --target and --json only; leave out the others")
         # Speculators' layout alone holds the target's embedding and head.
         stored = "speculators_model_type" in read_config(check)
-        _check(check, _facts(None, cache, target, weights=stored), json_file)
+        _check(check, _facts(None, cache, target, weights=stored), json)
         return
     if source is None or out is None:
         raise UserError("source and --out are needed: specauf export RUN --to zlab --out DIR, or --check DIR")
@@ -64,7 +64,7 @@ def export_command(
     servable(found.drafter)
     about = _about(found, source, cache, target, verifier, license)
     if to == "zlab":
-        export_zlab(found.drafter, out, dtype=DTYPES[dtype], target=facts, about=about)
+        checked = export_zlab(found.drafter, out, dtype=DTYPES[dtype], target=facts, about=about)
     else:
         if facts is None:
             raise UserError(
@@ -72,18 +72,19 @@ def export_command(
                 "--cache or --target was found; give one"
             )
         verifier = verifier or (about.target if about.target_on_hub else None)
-        export_speculators(found.drafter, out, target=facts, verifier=verifier, dtype=DTYPES[dtype], about=about)
-    known = "" if facts is None else f" against {facts.where}"
-    print(f"written {out} ({to}, {dtype}), checked{known}")
+        checked = export_speculators(
+            found.drafter, out, target=facts, verifier=verifier, dtype=DTYPES[dtype], about=about
+        )
+    known, say = "" if facts is None else f" against {facts.where}", beside_json(json)
+    print(f"written {out} ({to}, {dtype}), checked{known}", file=say)
     if facts is None:
-        print("the target's config was not found, so rope, taps and vocabulary were not compared: give --cache")
-    if json_file is not None:
-        checked = check_directory(out, facts)
-        json_file.write_text(json.dumps({"out": str(out), "layout": to, "dtype": dtype, "tensors": checked.tensors}))
+        note = "the target's config was not found, so rope, taps and vocabulary were not compared: give --cache"
+        print(note, file=say)
+    write_json(json, {"out": str(out), "layout": to, "dtype": dtype, "tensors": checked.tensors})
     if push_to_hub is not None:
         from specauf.export.hub import push
 
-        print(f"uploaded {push(out, push_to_hub)}")
+        print(f"uploaded {push(out, push_to_hub)}", file=say)
 
 
 def import_command(
@@ -105,32 +106,34 @@ def import_command(
     require_absent(out)
     facts = _facts(None, cache, target, weights=False)
     depth = num_target_layers if facts is None else facts.num_hidden_layers
+    if facts is not None and num_target_layers not in (None, depth):
+        raise UserError(f"num_target_layers: {num_target_layers} given, {depth} in {facts.where}: leave it out")
     found = read_source(source, depth)
     export_zlab(found.drafter, out, dtype=found.stored_dtype, target=facts, about=found.about)
     print(f"written {out}: use it with `specauf evaluate {out}`, or train on from it with --model.drafter.init={out}")
 
 
-def _check(directory: Path, facts: TargetFacts | None, json_file: Path | None) -> None:
+def _check(directory: Path, facts: TargetFacts | None, json: str | None) -> None:
     checked = check_directory(directory, facts)
-    if json_file is not None:
-        record = {
-            "directory": str(directory),
-            "layout": checked.layout,
-            "tensors": checked.tensors,
-            "target": None if facts is None else facts.where,
-            "problems": [
-                {"field": p.field, "found": str(p.found), "expected": str(p.expected), "why": p.why}
-                for p in checked.problems
-            ],
-        }
-        json_file.write_text(json.dumps(record, indent=2) + "\n")
+    record = {
+        "directory": str(directory),
+        "layout": checked.layout,
+        "tensors": checked.tensors,
+        "target": None if facts is None else facts.where,
+        "problems": [
+            {"field": p.field, "found": str(p.found), "expected": str(p.expected), "why": p.why}
+            for p in checked.problems
+        ],
+    }
+    write_json(json, record)
     for problem in checked.problems:
-        print(problem)
+        print(problem, file=beside_json(json))
     if checked.problems:
         more = f" (and {len(checked.problems) - 1} more, see above)" if len(checked.problems) > 1 else ""
         raise UserError(f"{directory}: {checked.problems[0]}{more}: export it again with `specauf export`")
     known = "its own config" if facts is None else facts.where
-    print(f"{directory}: sound ({checked.layout} layout, {checked.tensors} tensors, compared with {known})")
+    sound = f"{directory}: sound ({checked.layout} layout, {checked.tensors} tensors, compared with {known})"
+    print(sound, file=beside_json(json))
 
 
 def _facts(source: Path | None, cache: str | None, target: str | None, *, weights: bool) -> TargetFacts | None:
@@ -177,7 +180,8 @@ def _about(
         about = _named(about, verifier)
     place = cache or (recorded_cache(source) if target is None else None)
     if place is not None:
-        about = with_cache(about, open_cache(place).manifest)
+        opened = open_cache(place)
+        about = with_cache(about, opened.manifest, trained_on=found.fingerprint in (None, opened.fingerprint))
     elif about.target is None and target is not None:
         about = _named(about, target)
     return about
@@ -191,13 +195,12 @@ def _named(about: About, target: str) -> About:
 
 
 def _flags(argv: list[str]) -> list[str]:
-    """Options may be written with hyphens; `--json` is short for `--json_file`."""
+    """Options may be written with hyphens."""
     out = []
     for word in argv:
         flag, equals, value = word.partition("=")
         if flag.startswith("--"):
             flag = flag[:2] + flag[2:].replace("-", "_")
-            flag = "--json_file" if flag == "--json" else flag
         out.append(f"{flag}{equals}{value}")
     return out
 

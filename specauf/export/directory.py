@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from specauf.drafters.files import CONFIG, WEIGHTS, read_json
+from specauf.drafters.files import CONFIG, read_json
 from specauf.errors import UserError
 
 CARD = "README.md"
@@ -69,62 +69,6 @@ def read_config(directory: Path) -> dict[str, Any]:
 def write_config(directory: Path, config: dict[str, Any]) -> None:
     """Write config.json."""
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-
-
-@contextmanager
-def open_weights(directory: Path) -> Iterator["Weights"]:
-    """The tensors of a checkpoint directory, in one file or sharded; each is read when asked for.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
-    index = directory / f"{WEIGHTS}.index.json"
-    listed = read_json(index).get("weight_map") if index.is_file() else None
-    if listed is not None and not isinstance(listed, dict):
-        raise UserError(f"{index}: weight_map is no mapping; download the drafter again")
-    names = sorted(set(map(str, listed.values()))) if listed is not None else [WEIGHTS]
-    files: dict[str, Any] = {}
-    metadata: dict[str, str] = {}
-    for name in names:
-        path = directory / name
-        if not path.is_file():
-            raise UserError(f"{path}: missing; give a drafter's directory with {CONFIG} and {WEIGHTS}")
-        try:
-            file = safe_open(path, "pt")
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); download the drafter again") from error
-        metadata |= file.metadata() or {}
-        files |= dict.fromkeys(file.keys(), file)
-    yield Weights(files, metadata)
-
-
-class Weights:
-    """Named tensors of safetensors files, as stored.
-
-    Args:
-        files: open file of every tensor's name.
-        metadata: of the files.
-    """
-
-    def __init__(self, files: dict[str, Any], metadata: dict[str, str]) -> None:
-        self._files, self.metadata = files, metadata
-
-    @property
-    def names(self) -> list[str]:
-        """Names, sorted."""
-        return sorted(self._files)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape, read from the header alone."""
-        return tuple(self._files[name].get_slice(name).get_shape())
-
-    def dtype(self, name: str) -> str:
-        """Safetensors' name of the type (`BF16`, `F32`, ...), read from the header alone."""
-        return str(self._files[name].get_slice(name).get_dtype())
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor
 
 
 def common_dtype(tensors: dict[str, Tensor]) -> torch.dtype:

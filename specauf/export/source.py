@@ -18,9 +18,10 @@ from specauf.checkpoint import (
     weights_digest,
 )
 from specauf.drafters import Drafter
+from specauf.drafters.files import open_weights
 from specauf.errors import UserError
 from specauf.export.card import About, describe_objective, tau_lines
-from specauf.export.directory import common_dtype, open_weights
+from specauf.export.directory import common_dtype
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Source:
         stored_dtype: of its weights on disk.
         about: for the model card.
         cache: URL of the cache it was trained on, as the run recorded it.
+        fingerprint: of that cache.
     """
 
     drafter: Drafter
     stored_dtype: torch.dtype
     about: About
     cache: str | None = None
+    fingerprint: str | None = None
 
 
 def read_source(path: Path, num_target_layers: int | None = None) -> Source:
@@ -67,21 +70,24 @@ def read_source(path: Path, num_target_layers: int | None = None) -> Source:
             measured=_measured(run, weights_digest(file)),
             provenance=_provenance(record),
         )
-    return Source(drafter, torch.float32, about, cache)
+    return Source(drafter, torch.float32, about, cache, checkpoint["specauf"].get("cache_fingerprint"))
 
 
-def with_cache(about: About, manifest: Manifest) -> About:
-    """Add what a cache says of target and corpus."""
+def with_cache(about: About, manifest: Manifest, *, trained_on: bool = True) -> About:
+    """Add what a cache says of the target, and of the corpus when the drafter was trained on it."""
     identity, counts = manifest.identity, manifest.counts
     name = identity.target.get("id")
     corpus = str(identity.corpus.get("name", "not named"))
     answers = "answered by the target" if identity.regeneration else "with its own answers"
-    return replace(
+    about = replace(
         about,
         target=about.target or name,
         target_on_hub=about.target_on_hub or (about.target is None and "revision" in identity.target),
-        corpus=f"{corpus}, {answers}: {counts.documents:,} documents, {counts.supervised_tokens:,} supervised tokens",
     )
+    if not trained_on:
+        return about
+    said = f"{corpus}, {answers}: {counts.documents:,} documents, {counts.supervised_tokens:,} supervised tokens"
+    return replace(about, corpus=said)
 
 
 def _run_directory(file: Path) -> Path | None:

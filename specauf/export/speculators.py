@@ -4,17 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Bool, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
 from specauf.drafters import Drafter, DrafterConfig, TargetVocabulary
 from specauf.drafters.config import DtypeName
-from specauf.drafters.files import WEIGHTS
+from specauf.drafters.files import WEIGHTS, open_weights
 from specauf.errors import UserError
 from specauf.export.card import About, card
-from specauf.export.check import require_sound
-from specauf.export.directory import CARD, DTYPES, new_directory, open_weights, read_config, write_config
+from specauf.export.check import Checked, require_sound
+from specauf.export.directory import CARD, DTYPES, new_directory, read_config, write_config
 from specauf.export.facts import TargetFacts
 from specauf.export.layout import body_shapes
 from specauf.export.zlab import servable, vocabulary_fields
@@ -35,7 +36,7 @@ def export_speculators(
     vocabulary: TargetVocabulary | None = None,
     dtype: torch.dtype = torch.bfloat16,
     about: About | None = None,
-) -> None:
+) -> Checked:
     """Write a drafter in speculators' layout, check what was written, and only then let it appear under its name.
 
     Args:
@@ -47,6 +48,9 @@ def export_speculators(
         vocabulary: with a reduced head when given, written with its `d2t` and `t2d`.
         dtype: of the stored weights.
         about: what the model card says.
+
+    Returns:
+        What the check found.
 
     Raises:
         UserError: no server runs this drafter, the embedding is not known, the directory exists, or a check fails.
@@ -82,7 +86,7 @@ def export_speculators(
         save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
         write_config(draft, config)
         (draft / CARD).write_text(card("speculators", Path(directory).name, config, about or About()))
-        require_sound(draft, target)
+        return require_sound(draft, target)
 
 
 def speculators_config(
@@ -169,7 +173,8 @@ def to_zlab_config(raw: dict[str, Any], num_target_layers: int | None = None) ->
         raise UserError(f"speculators_model_type: {kind!r} found, 'dflash' expected; this drafter is not supported")
     if raw.get("sample_from_anchor"):
         raise UserError("sample_from_anchor: true found, false expected; this drafter is not supported")
-    depth = raw.get("num_target_layers") if num_target_layers is None else num_target_layers
+    depth = raw.get("num_target_layers")  # our own exports hold it; it is to be compared, not replaced
+    depth = num_target_layers if depth is None else depth
     inner, aux = raw.get("transformer_layer_config"), raw.get("aux_hidden_state_layer_ids")
     for name, value in (
         ("transformer_layer_config", inner),
@@ -186,6 +191,8 @@ def to_zlab_config(raw: dict[str, Any], num_target_layers: int | None = None) ->
         )
     assert isinstance(inner, dict)
     assert isinstance(aux, list)
+    if not all(type(i) is int for i in aux):
+        raise UserError(f"aux_hidden_state_layer_ids: {aux} in the drafter's config.json, whole numbers expected")
     return _with_defaults(inner) | {
         "architectures": ["DFlashDraftModel"],
         "block_size": raw["block_size"],
@@ -205,7 +212,7 @@ def _with_defaults(inner: dict[str, Any]) -> dict[str, Any]:
     kind = inner.get("model_type", "qwen3")
     try:
         full = AutoConfig.for_model(kind, **{k: v for k, v in inner.items() if k != "model_type"}).to_dict()
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"transformer_layer_config: transformers refuses it as a {kind!r} config ({reason}); a whole "

@@ -8,7 +8,7 @@ import torch
 from specauf.drafters import DFlashDrafter, Drafter
 from specauf.errors import UserError
 from specauf.export.card import About, card
-from specauf.export.check import require_sound
+from specauf.export.check import Checked, require_sound
 from specauf.export.directory import CARD, new_directory, read_config, write_config
 from specauf.export.facts import TargetFacts
 
@@ -20,7 +20,7 @@ def export_zlab(
     dtype: torch.dtype = torch.bfloat16,
     target: TargetFacts | None = None,
     about: About | None = None,
-) -> None:
+) -> Checked:
     """Write a drafter in z-lab's layout, check what was written, and only then let it appear under its name.
 
     Args:
@@ -29,6 +29,9 @@ def export_zlab(
         dtype: of the stored weights.
         target: what is known of its target; checked against, and the source of Gemma's embedding scale.
         about: what the model card says.
+
+    Returns:
+        What the check found.
 
     Raises:
         UserError: no server runs this drafter, the directory exists, or a check fails.
@@ -43,7 +46,7 @@ def export_zlab(
             config["dflash_config"] |= extras
             write_config(draft, config)
         (draft / CARD).write_text(card("zlab", Path(directory).name, read_config(draft), about or About()))
-        require_sound(draft, target)
+        return require_sound(draft, target)
 
 
 def servable(drafter: Drafter) -> DFlashDrafter:

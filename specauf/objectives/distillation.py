@@ -33,7 +33,7 @@ def _outcomes(draft: DraftReading, teacher: Teacher | None) -> tuple[Tensor, Ten
 
 def _finite(log_q: Tensor) -> Tensor:
     """For factors q: 0 log 0 is 0, where a drafter rules a token out by a logit of -inf."""
-    return log_q.clamp_min(torch.finfo(log_q.dtype).min)
+    return log_q.clamp_min(-(torch.finfo(log_q.dtype).max ** 0.5))
 
 
 def forward_kl(draft: DraftReading, teacher: Teacher | None) -> Float[Tensor, "blocks slots"]:

@@ -1,19 +1,24 @@
 """Whole builds on a tiny target: what is stored, what is dropped, resuming, and mistakes in one line."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from cache_builder.config import BUILD, BuildConfig, read_told
 from cache_builder.driver import build
 from cache_builder.inspect import build_summary
+from cache_builder.target import Target
 from specauf.cache import open_cache, verify
 from specauf.errors import UserError
 from specauf.targets import TargetConfig
-from tests.builder.conftest import digests, make_tokenizer, write_jsonl
+from tests.builder.conftest import digests, make_target, make_tokenizer, write_jsonl
 
 
 @pytest.fixture
@@ -30,6 +35,63 @@ def config(tiny: Path, documents: Path, out: Path, **changes: Any) -> BuildConfi
         "max_compression": 20.0,
     }  # fmt: skip
     return BuildConfig(**settings | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {
+                "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+                "max_position_embeddings": 64,
+            },
+            "changes its rotary frequencies .* beyond 64 tokens",
+        ),
+        ({"vocab_size": 260}, "the tokenizer gives id 269, target tiny has embeddings for 260"),
+    ],
+)
+def test_a_target_that_could_not_read_what_it_gets_is_refused(
+    changes: dict[str, Any], says: str, tiny_target_dir: Path, corpus: Path, tmp_path: Path
+) -> None:
+    make_target(eos_token_id=1, **changes).save_pretrained(tiny_target_dir)
+    settings = config(tiny_target_dir, corpus, tmp_path / "cache")
+    settings = replace(settings, target=replace(settings.target, mask_token=258))
+    with pytest.raises(UserError, match=says):
+        build(settings)
+    if "rope_parameters" in changes:
+        assert build(replace(settings, max_length=64)) is not None
+
+
+def test_learned_positions_are_as_many_as_they_are() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=270, n_embd=32, n_layer=8, n_head=4, n_positions=64)).eval()
+    settings = TargetConfig(name="gpt2", model="gpt2", taps=(1, 3), mask_token=258)
+    target = Target(model, make_tokenizer(), settings, k=4)
+    target.require_positions(64)
+    with pytest.raises(UserError, match="max_length is 65, target gpt2 has 64 positions"):
+        target.require_positions(65)
+
+
+def test_prompts_that_hold_the_mask_token_are_not_answered(tiny_target_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    settings = config(tiny_target_dir, corpus, tmp_path / "cache")
+    settings = replace(settings, target=replace(settings.target, mask_token="<|im_start|>"))
+    with (
+        mock.patch("cache_builder.documents.answer_all", side_effect=AssertionError),
+        pytest.raises(UserError, match=r"no document is left \(40 mask_token\)"),
+    ):
+        build(settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"max_new_tokens": 2}, "max_new_tokens is 2, min_answer_tokens is 4"),
+        ({"temperature": 1e-9, "sample_top_k": 4}, "temperature is 1e-09, expected at least 0.001"),
+        ({"temperature": 1.0, "sample_top_k": 4, "seed": 2**64}, f"seed is {2**64}, expected 0 to"),
+    ],
+)
+def test_settings_that_no_answer_could_come_of(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        config(tmp_path, tmp_path, tmp_path, **changes)
 
 
 def test_a_build_stores_what_a_forward_pass_gives(tiny_target_dir: Path, corpus: Path, tmp_path: Path) -> None:

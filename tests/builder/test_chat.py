@@ -118,6 +118,20 @@ def test_of_equal_words_those_of_the_answer_are_supervised() -> None:
         assert places(render, conversation) == [first + len(header), text.index(header, first + 1) + len(header)]
 
 
+def test_an_answer_that_comes_again_is_found_where_only_the_last_turn_ends_with_a_stop() -> None:
+    """As gpt-oss' template writes them."""
+    template = (
+        "{% for m in messages %}<|start|>{{ m['role'] }}: {{ m['content'] }}"
+        "{% if m['role'] == 'assistant' and loop.last %}<|eot_id|>{% else %}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant: {% endif %}"
+    )
+    tokenizer: Any = make_tokenizer(template, "<|eot_id|>")
+    # One of the stops is a token that this tokenizer does not have.
+    render = ChatRenderer(tokenizer, frozenset({tokenizer.eos_token_id, 99_999}), {})
+    found = answers(render, chat("q1", "ok", "q2", "fine", "q3", "ok"))
+    assert [text.removesuffix("<|eot_id|>") for text in found] == ["ok", "fine", "ok"]
+
+
 @pytest.mark.parametrize("question", ["Is it Paris or Rome?", "Paris"])
 def test_a_question_is_no_answer_where_old_thinking_is_cut(question: str) -> None:
     conversation = chat(question, "<think>hm</think>\nParis", "sure?", "<think>x</think>\nYes, I am sure.")
@@ -153,6 +167,13 @@ def test_a_template_that_refuses_is_told_apart() -> None:
     conversation = Conversation((Message("system", "be brief"), Message("user", "why?"), Message("assistant", "so")))
     with pytest.raises(TemplateRefusesError, match="only user and assistant"):
         renderer("Mistral").document(conversation)
+
+
+def test_what_a_template_cannot_compute_leaves_the_row_out_and_a_broken_one_is_one_line() -> None:
+    for template, error in (("{{ messages[0]['content'] + 1 }}", TemplateRefusesError), ("{% if %}", UserError)):
+        render = ChatRenderer(make_tokenizer(template), frozenset(), {})
+        with pytest.raises(error):
+            render.prompt_ids(chat("hello"))
 
 
 def test_a_base_model_without_a_template_is_one_line() -> None:

@@ -56,6 +56,12 @@ def test_every_layout_is_found(row: dict[str, Any], expected: tuple[Message, ...
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, None, "expected a part of type text"),
         ({"prompt": "a"}, "messages", "column messages is missing, found 'prompt'"),
         ({"text": "\ud800"}, None, "half of a surrogate pair"),
+        ({"conversations": [{"from": "human", "value": 7}]}, None, r"conversations\[0\].value is a number"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
+            None,
+            r"messages\[0\] holds tool_calls",
+        ),
     ],
 )
 def test_a_bad_row_names_the_field_and_what_stands_there(row: Any, form: Any, message: str) -> None:

@@ -121,14 +121,14 @@ def test_features_and_topk_equal_a_forward_pass_of_the_document(features: bool) 
             assert answer.features is None
 
 
-def other_architecture(name: str) -> Any:
+def other_architecture(name: str, seed: int = 1) -> Any:
     common = {
         "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": LAYERS,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
         "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": 256 + SPECIAL.index("<|im_end|>"),
         "pad_token_id": 256 + SPECIAL.index("<|pad|>"),
     }  # fmt: skip
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     if name == "gemma2":
         model: Any = Gemma2ForCausalLM(Gemma2Config(**common, sliding_window=8, query_pre_attn_scalar=8))
         model.set_attn_implementation("eager")
@@ -142,6 +142,20 @@ def other_architecture(name: str) -> Any:
     else:
         model = Qwen3ForCausalLM(Qwen3Config(**common, tie_word_embeddings=True))
     return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_capped_logits_in_bfloat16_are_the_targets_own(seed: int) -> None:
+    model = other_architecture("gemma2", seed).to(torch.bfloat16)
+    model.lm_head.weight.mul_(8)  # so that the cap and the type's steps are felt
+    t = target(model)
+    ids = torch.randint(0, 256, (1, 12))
+    hidden = t.forward(ids, None, torch.arange(12)[None], features=False).hidden[0]
+    best, values = t.topk(hidden)
+    exact = model(ids).logits[0].float().log_softmax(-1)
+    assert exact.max() > -0.5, "flat distributions would feel no cap"
+    torch.testing.assert_close(values, exact.gather(-1, best))
+    torch.testing.assert_close(best[:, 0], exact.argmax(-1))
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt2", "llama4", "mistral", "qwen3"])

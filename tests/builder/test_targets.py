@@ -96,6 +96,19 @@ def test_a_local_directory_loads_and_its_weights_are_fingerprinted(tiny_target_d
     assert target_identity(config)["fingerprint"] != before["fingerprint"]
 
 
+def test_loading_leaves_the_bars_of_others_as_they_were(tiny_target_dir: Path) -> None:
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging
+
+    config = TargetConfig(name="tiny", model=str(tiny_target_dir), dtype="float32")
+    for on in (True, False):
+        (logging.enable_progress_bar if on else logging.disable_progress_bar)()
+        load_target(config)
+        assert logging.is_progress_bar_enabled() is on
+        assert hub.are_progress_bars_disabled() is not on
+    logging.enable_progress_bar()
+
+
 def test_a_place_without_weights_has_no_identity(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no .*safetensors"):
         target_identity(TargetConfig(name="x", model=str(tmp_path)))

@@ -2,13 +2,22 @@
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM, RwkvConfig, RwkvForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from specauf.decoding import speculative_generate, speculative_generate_batch, speculative_stream
-from specauf.drafters import TargetVocabulary
+from specauf.drafters import Proposal, TargetVocabulary
 from specauf.errors import UserError
 from tests.decoding.scripted import ALTERNATING, ALWAYS_RIGHT, ALWAYS_WRONG, ScriptedDrafter
-from tests.drafters.tiny import BLOCK, FAMILIES, greedy_answer, prompt, tiny_config, tiny_dflash, tiny_target
+from tests.drafters.tiny import BLOCK, FAMILIES, VOCAB, greedy_answer, prompt, tiny_config, tiny_dflash, tiny_target
 from tests.processes import forked
 
 NEW = 31
@@ -66,6 +75,8 @@ def test_the_targets_own_stop_tokens_are_the_default():
     result = speculative_generate(target, None, ids, max_new_tokens=NEW)
     assert result.tokens == expected[: expected.index(expected[9]) + 1]
     assert speculative_generate(target, None, ids, max_new_tokens=NEW, stop_token_ids=[]).tokens == expected
+    given = torch.tensor([expected[9]])
+    assert speculative_generate(target, None, ids, max_new_tokens=NEW, stop_token_ids=given).tokens == result.tokens
 
 
 @pytest.mark.parametrize("new", [1, 2, 3, 6, 7])
@@ -109,6 +120,52 @@ def test_prompts_decoded_together_are_as_if_decoded_alone(family: str, attention
     assert [r.accepted for r in together] == [r.accepted for r in alone]
     plain = speculative_generate_batch(target, None, prompts, max_new_tokens=NEW, stop_token_ids=stop)
     assert [r.tokens for r in plain] == [r.tokens for r in alone]
+
+
+def test_a_prompt_that_lags_behind_reads_no_position_beyond_its_end():
+    """Learned positions are a table: the row that accepts nothing must not be asked for more than its answer."""
+    torch.manual_seed(0)
+    shape = GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=4, n_head=4, n_positions=32, initializer_range=0.3, eos_token_id=1
+    )
+    target = GPT2LMHeadModel(shape).eval().requires_grad_(False)
+    prompts, new = [prompt(18, seed=18), prompt(3, seed=3)], 14
+    expected = [greedy_answer(target, p, new) for p in prompts]
+    texts = [p.tolist() + answer for p, answer in zip(prompts, expected, strict=True)]
+
+    class Uneven(ScriptedDrafter):
+        def draft(self, memory, *args):
+            proposal = super().draft(memory, *args)
+            short = torch.tensor([length < 18 for length in memory.lengths])
+            return Proposal((proposal.tokens + short[:, None]) % VOCAB)
+
+    drafter = Uneven(tiny_config(tiny_target()), texts, ALWAYS_RIGHT)
+    together = speculative_generate_batch(target, drafter, prompts, max_new_tokens=new)
+    assert [r.tokens for r in together] == expected
+    assert max(together[0].accepted) > max(together[1].accepted) == 0
+
+
+def test_windows_by_another_name_are_not_decoded_together():
+    shape = GPTNeoConfig(
+        vocab_size=VOCAB, hidden_size=32, num_layers=4, num_heads=4, attention_types=[[["global", "local"], 2]],
+        window_size=5, max_position_embeddings=64, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    target = GPTNeoForCausalLM(shape).eval().requires_grad_(False)
+    prompts = [prompt(length, seed=length) for length in (2, 5)]
+    with pytest.raises(UserError, match="sliding-window layers"):
+        speculative_generate_batch(target, None, prompts, max_new_tokens=8)
+    assert speculative_generate(target, None, prompts[1], max_new_tokens=8).tokens == greedy_answer(
+        target, prompts[1], 8
+    )
+
+
+def test_what_cannot_be_decoded_is_said_before_the_first_token():
+    target = tiny_target()
+    with pytest.raises(UserError, match="max_new_tokens: 0 found"):
+        speculative_stream(target, None, [prompt(3)], max_new_tokens=0)
+    elsewhere = tiny_dflash(target).to("meta")
+    with pytest.raises(UserError, match="drafter: on meta, the target on cpu"):
+        speculative_generate(target, elsewhere, prompt(3), max_new_tokens=4)
 
 
 def test_batched_prompts_accept_different_numbers_in_one_cycle():
@@ -182,6 +239,8 @@ def decode_what_are_no_prompts() -> None:
     for prompts in (torch.zeros(3, dtype=torch.int64), [[1, 2]], [torch.zeros(1, 3, dtype=torch.int64)]):
         with pytest.raises(UserError, match=r"prompts: one is .*, tensors of ids"):
             speculative_generate_batch(tiny_target(), None, prompts, max_new_tokens=4)
+    with pytest.raises(UserError, match="input_ids: a list found"):
+        speculative_generate(tiny_target(), None, [1, 2], max_new_tokens=4)
 
 
 def test_what_are_no_prompts_is_one_line_where_types_are_not_checked():

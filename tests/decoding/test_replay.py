@@ -1,6 +1,7 @@
 """Replay of cached greedy answers equals real greedy decoding, cycle by cycle."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,18 @@ def trained_a_little(target, documents, steps=10):
         optimizer.step()
         optimizer.zero_grad()
     return drafter.eval()
+
+
+def test_a_replay_that_cannot_be_leaves_the_drafter_in_training():
+    target = tiny_target()
+    drafter, vocabulary = tiny_dflash(target).train(), vocabulary_of(target)
+    for block in (1, drafter.config.block_size + 1):
+        with pytest.raises(UserError, match=f"block_size: {block} found"):
+            replay(drafter, vocabulary, [], block_size=block)
+    document = SimpleNamespace(tokens=np.arange(9), loss_mask=np.arange(9) > 4, features=None, sketch=None)
+    with pytest.raises(UserError, match="features: none of"):
+        replay(drafter, vocabulary, [document])
+    assert drafter.training
 
 
 @pytest.mark.parametrize("block_size", [None, 3])

@@ -165,7 +165,7 @@ def test_the_command_writes_both_pages_and_no_target_is_loaded(tiny_cache, fitte
 def test_an_evaluation_without_greedy_decoding_is_refused(tiny_cache, fitted, tmp_path, capsys):
     fitted.save_pretrained(tmp_path / "drafter")
     part = {"runs": {"mine": {}}, "benchmark": {"temperature": 1.0, "block_size": None}}
-    (tmp_path / "evaluation.json").write_text(json.dumps({"format": FORMAT, "runs": {}, "parts": [part]}))
+    (tmp_path / "evaluation.json").write_text(json.dumps({"format": FORMAT, "runs": part["runs"], "parts": [part]}))
     words = ["audit", str(tiny_cache), str(tmp_path / "drafter"), f"--evaluation={tmp_path}"]
     assert main(words) == 2
     assert "has no greedy decoding: run specauf evaluate with --temperatures=[0]" in capsys.readouterr().err

@@ -32,6 +32,9 @@ def test_turns_and_prompt_fields(tmp_path):
         ('{"prompt": 3}', "line 1 has prompt"),
         ("[1, 2]", "line 1 has list"),
         ("{}", "line 1 has no field"),
+        ('{"prompt": "a \\ud800 b"}', "line 1 holds half of a surrogate pair"),
+        ('{"prompt": ' + "9" * 5000 + "}", "line 1 is not JSON"),
+        ("[" * 100_000, "line 1 is not JSON"),
     ],
 )
 def test_malformed_files_are_named_with_their_line(tmp_path, content, says):
@@ -40,6 +43,30 @@ def test_malformed_files_are_named_with_their_line(tmp_path, content, says):
     with pytest.raises(UserError, match=says) as caught:
         load_benchmark(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("mt-bench", {"prompt": "hello there"}),
+        ("mt-bench", {"prompt": [None]}),
+        ("gsm8k", {"question": None}),
+        ("math500", {"problem": 5}),
+        ("alpaca", {"instruction": 5, "input": "x"}),
+        ("alpaca", {"instruction": "add", "input": ["x"]}),
+    ],
+)
+def test_rows_of_a_known_set_whose_fields_are_no_text(tmp_path, name, row):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(UserError, match=f"give the fields of {name}"):
+        load_benchmark(f"{name}={path}")
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_first_row(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "a"}', encoding="utf-8-sig")
+    assert load_benchmark(str(path))[0].text == "a"
 
 
 @pytest.mark.parametrize(

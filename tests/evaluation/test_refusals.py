@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specauf.cli import main
+from specauf.drafters import TargetVocabulary
 from specauf.errors import UserError
+from specauf.export import TargetFacts, export_speculators
 from tests.builder.conftest import make_target
 from tests.evaluation.conftest import command, tiny_drafter
 
@@ -69,6 +71,7 @@ def test_evaluate_refuses_in_one_line(case, place, tmp_path, capsys):
         save_file(weights, tmp_path / "lacking/model.safetensors", metadata={"format": "pt"})
         whole = (place / "target/model.safetensors").read_bytes()
         (tmp_path / "cut/model.safetensors").write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
     assert main(command(place, tmp_path / "out", *(o.format(tmp=tmp_path) for o in options))) == 2
     error = capsys.readouterr().err
     assert says in error
@@ -115,11 +118,15 @@ def test_report_refuses_what_is_no_evaluation(tmp_path, capsys):
 
 
 def test_audit_refuses_in_one_line(place, tiny_cache, tmp_path, capsys):
-    tiny_drafter(make_target(layers=10)).save_pretrained(tmp_path / "deeper")
+    target = make_target(layers=10)
+    tiny_drafter(target).save_pretrained(tmp_path / "deeper")
+    facts = TargetFacts.from_config(target.config.to_dict(), "it", vocabulary=TargetVocabulary.from_target(target))
+    export_speculators(tiny_drafter(target), tmp_path / "deepest", target=facts)
     for words, says in (
         ([str(tmp_path / "nosuch"), str(place / "one")], "nosuch does not exist"),
         ([str(tiny_cache), str(place / "nosuch")], "nosuch does not exist"),
         ([str(tiny_cache), str(tmp_path / "deeper")], "num_target_layers is 8, expected 10"),
+        ([str(tiny_cache), str(tmp_path / "deepest")], "num_target_layers is 8, expected 10"),
         ([str(tiny_cache), str(place / "one"), "--documents=0"], "documents is 0"),
         ([str(tiny_cache), str(place / "one"), f"--evaluation={tmp_path}/no.json"], "no.json does not exist"),
         ([str(tiny_cache)], "drafter"),
@@ -128,6 +135,25 @@ def test_audit_refuses_in_one_line(place, tiny_cache, tmp_path, capsys):
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
+
+
+def test_an_audit_takes_real_decoding_of_its_own_drafter_alone(place, tiny_cache, tmp_path, capsys):
+    words = [w for w in command(place, tmp_path) if not w.startswith("first")]
+    assert main(words) == 0
+    capsys.readouterr()
+    audited = ["audit", str(tiny_cache), str(place / "one"), f"--evaluation={tmp_path}", "--documents=1"]
+    assert main(audited) == 2
+    assert "run: second in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% if %}"])
+def test_a_template_that_raises_is_one_line(template, place, tmp_path, capsys):
+    shutil.copytree(place / "target", tmp_path / "target")
+    (tmp_path / "target/chat_template.jinja").write_text(template)
+    words = [w.replace(f"{place}/target", f"{tmp_path}/target") for w in command(place, tmp_path / "out")]
+    assert main(words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: the target's chat template ")
 
 
 def test_an_audit_needs_a_decay(capsys):

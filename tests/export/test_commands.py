@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from specauf.cache import open_cache
-from specauf.checkpoint import weights_digest
+from specauf.checkpoint import find_checkpoint, weights_digest
 from specauf.cli import main
 from specauf.drafters import DFlashDrafter, DominoSpec, MaskedSpec
 from specauf.errors import UserError
@@ -90,10 +90,48 @@ def test_a_run_directory_is_exported_and_checked_against_its_cache(run, cache, t
     assert tensors(out)["fc.weight"].shape == (32, 5 * 32)
 
 
+def test_a_card_names_no_corpus_but_the_drafters_own(run, cache, tmp_path):
+    """A cache of the same target may have been rebuilt where the run's was."""
+    other = write_tiny_cache(tmp_path / "other", documents=9, features="sketch", sketch_rank=24)
+    for place, told in ((cache, True), (other, False)):
+        out = tmp_path / f"out-{told}"
+        assert main(["export", str(run), f"--out={out}", f"--cache={place}"]) == 0
+        assert ("supervised tokens" in (out / "README.md").read_text()) is told
+
+
+def test_a_flag_that_could_not_be_followed_is_refused(run, cache, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", str(run), f"--out={out}", "--to=speculators"]) == 0
+    for words in ([f"--check={out}", "--push_to_hub=me/it"], [f"--check={out}", "--license=mit"]):
+        assert "check: goes with --cache, --target and --json only" in refused(capsys, "export", *words)
+    words = [out, f"--out={tmp_path / 'ours'}", f"--cache={cache}", "--num-target-layers=99"]
+    assert "num_target_layers: 99 given, 8 in cache" in refused(capsys, "import", *words)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_hidden_layers", "1"),
+        ("rope_parameters", "x"),
+        ("rope_theta", "x"),
+        ("rms_norm_eps", "x"),
+        ("layer_types", 5),
+    ],
+)
+def test_a_config_of_the_wrong_types_is_one_line_whoever_reads_it(run, tmp_path, capsys, field, value):
+    for to in ("zlab", "speculators"):
+        out = tmp_path / to
+        assert main(["export", str(run), f"--out={out}", f"--to={to}"]) == 0
+        raw = config(out)
+        (raw["transformer_layer_config"] if to == "speculators" else raw)[field] = value
+        (out / "config.json").write_text(json.dumps(raw))
+        for words in (["import", out, f"--out={out}-ours"], ["export", "--check", out]):
+            assert field in refused(capsys, *words)
+
+
 def test_a_checkpoint_file_gives_the_same_weights_as_its_run(run, tmp_path):
     assert main(["export", str(run), f"--out={tmp_path / 'a'}"]) == 0
-    best = next(run / "checkpoints" / name for name in ("best.ckpt", "final.ckpt", "last.ckpt")
-                if (run / "checkpoints" / name).is_file())  # fmt: skip
+    best = find_checkpoint(run)
     assert main(["export", str(best), f"--out={tmp_path / 'b'}", "--to", "zlab"]) == 0
     assert same(tensors(tmp_path / "a"), tensors(tmp_path / "b"))
 

@@ -219,10 +219,22 @@ def test_a_slot_without_any_known_token_is_all_tail():
         torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
+class Scaled(Uniform):
+    """Every slot counts so many times."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def __call__(self, evidence, step):
+        return self.scale * super().__call__(evidence, step)
+
+
 @pytest.mark.parametrize("divergence", [ReverseKL(), JensenShannon(), TotalVariation()], ids=lambda d: type(d).__name__)
-def test_a_token_that_the_drafter_rules_out_has_no_part_in_what_q_weighs(divergence):
+@pytest.mark.parametrize("scale", [1.0, 4.0])  # weights above 1, as D-PACE gives
+def test_a_token_that_the_drafter_rules_out_has_no_part_in_what_q_weighs(divergence, scale):
     targets = kept(torch.tensor([[[0.5, 0.3, 0.1, 0.1]]]), 3)
-    objective = Objective(Uniform(), divergence)
+    objective = Objective(Scaled(scale), divergence)
     found = []
     for low in (-torch.inf, -80.0):  # e^-80 is nothing beside 1
         logits = torch.tensor([[[0.0, low, 1.0, 0.5]]], requires_grad=True)

@@ -23,6 +23,7 @@ sys.exit(main())
 """
 OPTIONS = ("--model.loss=auf-warmup", "--model.loss.weighting.warmup_steps=9", "--checkpoints.every_n_steps=3",
            f"--trainer.max_steps={STEPS}")  # fmt: skip
+CONSTANT = "--model.schedule.class_path=specauf.schedules.Constant"  # does not depend on the run's length
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,48 @@ def test_the_remaining_losses_are_those_of_the_unbroken_run(
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == STEPS
 
 
+SAVING = """
+import sys
+from specauf.callbacks import Summary
+from specauf.cli import main
+start = Summary.on_train_batch_start
+def save(self, trainer, *rest):
+    start(self, trainer, *rest)
+    if trainer.global_step == {}:
+        trainer.save_checkpoint("{}")
+Summary.on_train_batch_start = save
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("step", [6, 3, STEPS - 1])  # in mid-epoch; an epoch's last batch; the run's last
+def test_a_checkpoint_from_the_middle_of_a_batch_goes_on_with_that_batch(tiny_cache, tmp_path, unbroken, step):
+    """As Lightning writes one when SLURM's signal comes, or an exception."""
+    middle = tmp_path / "middle.ckpt"
+    saved = fit(tiny_cache, tmp_path / "first", *OPTIONS, code=SAVING.format(step, middle))
+    assert saved.returncode == 0, saved.stderr
+    assert fit_here(tiny_cache, tmp_path / "rest", *OPTIONS, f"--ckpt_path={middle}") == 0
+    assert list(logged(tmp_path / "rest").values()) == [value for n, value in logged(unbroken).items() if n >= step]
+    assert all(torch.equal(v, weights(unbroken)[k]) for k, v in weights(tmp_path / "rest").items())
+    assert json.loads((tmp_path / "rest/summary.json").read_text())["steps"] == STEPS
+
+
+def test_early_stopping_as_lightning_does_it_goes_on(tiny_cache, tmp_path):
+    """Behind a validation's checkpoint Lightning ends that epoch once more, where the callback looks at its metric."""
+    stopping = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/tau",
+                "--trainer.callbacks.mode=max", "--trainer.callbacks.patience=50")  # fmt: skip
+    options = ("--model.loss=auf", CONSTANT, *stopping)
+    assert fit_here(tiny_cache, tmp_path / "whole", *options, "--trainer.max_epochs=3") == 0
+    assert fit_here(tiny_cache, tmp_path / "parts", *options, "--trainer.max_epochs=2") == 0
+    resume = (*options, f"--ckpt_path={tmp_path}/parts", "--trainer.max_epochs=3")
+    assert fit_here(tiny_cache, tmp_path / "parts", *resume) == 0
+    files = [tmp_path / name / "checkpoints/last.ckpt" for name in ("whole", "parts")]
+    one, two = (torch.load(file, weights_only=True) for file in files)
+    assert all(torch.equal(v, two["state_dict"][k]) for k, v in one["state_dict"].items())
+    states = [next(s for n, s in c["callbacks"].items() if n.startswith("EarlyStopping")) for c in (one, two)]
+    assert states[0] == states[1]
+
+
 SLURM = """
 import os
 os.environ |= dict(SLURM_NTASKS="1", SLURM_JOB_NAME="train", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="localhost",
@@ -70,9 +113,6 @@ def test_a_job_that_slurm_ends_and_starts_again_goes_on_by_itself(tiny_cache, tm
     again = fit(tiny_cache, tmp_path, *OPTIONS, code=SLURM.format(1) + "from specauf.cli import main; main()")
     assert again.returncode == 0, again.stderr
     assert logged(tmp_path) == {step: value for step, value in logged(unbroken).items() if step >= STOP}
-
-
-CONSTANT = "--model.schedule.class_path=specauf.schedules.Constant"  # does not depend on the run's length
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +190,8 @@ def test_epochs_differ_in_order_and_anchors(unbroken):
         # Not 1: in a process that has parsed 1.0 before, jsonargparse's memory makes that of it.
         (["--trainer.limit_train_batches=2"], "trainer.limit_train_batches None, now 2"),
         (["--model.drafter.num_hidden_layers=1"], "num_hidden_layers 2, model.drafter gives 1"),
+        (["--model.drafter=domino"], "its drafter has drafter dflash, model.drafter gives domino"),
+        (["--model.optimizer=torch.optim.Adamax"], "its optimizer has "),
     ],
 )
 def test_nothing_is_silently_replaced_by_the_checkpoint(tiny_cache, tmp_path, unbroken, capsys, options, says):

@@ -98,6 +98,7 @@ time.sleep(60)
 
 def _stopped_by(name, folder):
     """Behind a training's start this process gets the signal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs deaf to it
 
     def stop():
         while not (folder / "started").exists():
