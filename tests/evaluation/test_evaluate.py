@@ -223,69 +223,6 @@ def test_prompts_draw_other_random_numbers_and_drafters_the_same(place, tmp_path
     assert not first & {found[0] for found in seeds.values()}
 
 
-def test_rows_measured_elsewhere_are_refused(place, tmp_path, monkeypatch, capsys):
-    assert main(command(place, tmp_path, "--limit=1")) == 0
-    capsys.readouterr()
-    real = run_module.environment
-    monkeypatch.setattr(run_module, "environment", lambda device: real(device) | {"date": "2099-01-01"})
-    assert main(command(place, tmp_path, "--limit=2")) == 0
-    found = record_of(tmp_path)["environment"]["date"]
-    assert found == f"{real('cpu')['date']} and 2099-01-01"
-    rows, before = tmp_path / "evaluation.jsonl", (tmp_path / "evaluation.jsonl").read_text()
-    monkeypatch.setattr(run_module, "environment", lambda device: real(device) | {"device": "H100"})
-    capsys.readouterr()
-    assert main(command(place, tmp_path)) == 2
-    assert f"device: CPU in {rows} line 1, H100 now" in capsys.readouterr().err
-    assert rows.read_text() == before
-
-
-def test_rows_of_another_drafter_are_refused_wherever_they_stand(place, tmp_path, capsys):
-    assert main(command(place, tmp_path)) == 0
-    rows = tmp_path / "evaluation.jsonl"
-    lines = [json.loads(line) for line in rows.read_text().splitlines()]
-    lines[1]["key"] = "of another"
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert main(command(place, tmp_path)) == 2
-    assert f"{rows} line 2 holds results of another target, other drafters" in capsys.readouterr().err
-
-
-def test_json_goes_to_standard_output_alone(place, tmp_path, capsys):
-    assert main(command(place, tmp_path, "--limit=1", "--json=-")) == 0
-    assert json.loads(capsys.readouterr().out) == record_of(tmp_path)
-
-
-def test_a_report_says_whose_prompts_are_fewer_and_that_two_targets_share_a_name(place, tmp_path, capsys):
-    ours = [w for w in command(place, tmp_path / "a", "--limit=1") if not w.startswith("second")]
-    theirs = [w for w in command(place, tmp_path / "b") if not w.startswith("first")]
-    assert main(ours) == main(theirs) == 0
-    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b"), f"--out={tmp_path / 'both'}"]) == 0
-    assert "prompts, greedy, 1 to 3 prompts" in (tmp_path / "both/report.md").read_text()
-    make_target(seed=5).save_pretrained(tmp_path / "target")
-    make_tokenizer().save_pretrained(tmp_path / "target")
-    words = [
-        w.replace(f"{place}/target", f"{tmp_path}/target").replace(f"{tmp_path}/b", f"{tmp_path}/c") for w in theirs
-    ]
-    assert main(words) == 0
-    capsys.readouterr()
-    assert main(["report", str(tmp_path / "a"), str(tmp_path / "c")]) == 2
-    assert "report runs of one identity together" in capsys.readouterr().err
-
-
-def test_odd_names_of_drafters(place, tmp_path, capsys):
-    """A path with a sign of equality, and what matplotlib would read as a formula."""
-    odd = tmp_path / "lr=0.1"
-    shutil.copytree(place / "one", odd)
-    words = [w for w in command(place, tmp_path / "out", "--limit=1") if not w.startswith(("first", "second"))]
-    words[1:1] = [str(odd), f"x$\\foo$={place}/two"]
-    assert main(words) == 0
-    assert list(record_of(tmp_path / "out")["runs"]) == ["lr=0.1", "x$\\foo$"]
-    assert main(["report", str(tmp_path / "out")]) == 0
-    words[1:3] = [f"plain={odd}"]
-    capsys.readouterr()
-    assert main(words) == 2
-    assert "drafters: plain is what decoding without a drafter is called" in capsys.readouterr().err
-
-
 def test_the_chat_template_gets_the_targets_options(place, tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
