@@ -145,6 +145,9 @@ def check_trainer(config: Any, callbacks: Sequence[Callback]) -> None:
     ):
         if value is not None and value <= 0:
             raise UserError(f"trainer.{name} is {value:g}, which trains nothing: give at least 1, or leave it out")
+    if config.enable_checkpointing is False or config.barebones:
+        found = "barebones is true" if config.barebones else "enable_checkpointing is false"
+        raise UserError(f"trainer.{found}, but every run keeps last.ckpt: leave it out")
     for callback in callbacks:
         for kind, reason in _CALLBACKS.items():
             if isinstance(callback, kind):

@@ -103,7 +103,7 @@ def evaluate_command(
         rows,
         {name: drafter.config.slots for name, drafter in loaded.items()},
         manifest,
-        target=config.name,
+        target=target,
         identity=target_identity(config),
         dtype=config.dtype,
         drafters={name: weights_digest(path) for name, path in named.items()},

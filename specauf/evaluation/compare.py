@@ -59,9 +59,10 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if len(records) == 1:
         return dict(first)
     for label, record in records.items():
-        for field in ("target", "identity", "dtype"):
-            if field in first and field in record:  # early records hold no identity
-                _require_same(field, first[field], labels[0], record[field], label)
+        # One target may have been given by several words; early records hold nothing else.
+        known = "identity" if "identity" in first and "identity" in record else "target"
+        for field in (known, "dtype"):
+            _require_same(field, first[field], labels[0], record[field], label)
         places = first["environment"], record["environment"]
         _require_same("device", places[0]["device"], labels[0], places[1]["device"], label)
     names = [name for record in records.values() for name in record["runs"]]
@@ -91,7 +92,8 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     joined = [part | {"comparisons": compare(part["runs"])} for part in parts.values()]
     common = {key: v for key, v in first.items() if all(key in r and r[key] == v for r in records.values())}
     return {
-        **{key: common[key] for key in ("format", "target", "identity", "dtype", "corpus", "cache") if key in common},
+        "target": first["target"],
+        **{key: common[key] for key in ("format", "identity", "dtype", "corpus", "cache") if key in common},
         "drafters": drafters,
         **{key: joined[0][key] for key in ("benchmark", "runs", "comparisons")},
         "lossless": _all([record["lossless"] for record in records.values()]),

@@ -133,8 +133,8 @@ def evaluation_record(
         rows: of `evaluate_prompts`.
         slots: drafted slots of each drafter.
         manifest: of the cache the drafters were trained on.
-        target: its name.
-        identity: what tells it from others of that name.
+        target: what the user called it.
+        identity: what tells it from others.
         dtype: what it computed in.
         drafters: digest of each drafter's weights.
         training: curves of each drafter's training, where there are any.

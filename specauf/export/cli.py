@@ -153,7 +153,7 @@ def recorded_cache(source: Path) -> str | None:
     for folder in (source, source.parent, source.parent.parent):
         if (folder / "run.json").is_file():
             url = read_run_file(folder / "run.json").get("cache")
-            there = url is not None and ("://" in url or (Path(url) / "manifest.json").is_file())
+            there = isinstance(url, str) and ("://" in url or (Path(url) / "manifest.json").is_file())
             return url if there else None
     return None
 

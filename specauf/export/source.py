@@ -131,11 +131,13 @@ def _measured(run: Path, digest: str) -> tuple[str, ...]:
         record = read_run_file(file)
         try:
             known: dict[str, str] = record.get("drafters", {})
-            return tuple(line for name in known if known[name] == digest for line in tau_lines(record, name, file))
+            lines = tuple(line for name in known if known[name] == digest for line in tau_lines(record, name, file))
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{file}: not as `specauf evaluate` writes it ({error}); remove it to export without what it says"
             ) from error
+        if lines:  # one beside the run may be of weights before
+            return lines
     return ()
 
 

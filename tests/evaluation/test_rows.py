@@ -55,6 +55,10 @@ def test_a_report_says_whose_prompts_are_fewer_and_that_two_targets_share_a_name
     capsys.readouterr()
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "c")]) == 2
     assert "report runs of one identity together" in capsys.readouterr().err
+    otherwise = [word.replace(f"{place}/target", f"{place}/../{place.name}/target") for word in theirs]
+    otherwise = [word.replace(f"{tmp_path}/b", f"{tmp_path}/d") for word in otherwise]
+    assert main(otherwise) == 0
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "d"), f"--out={tmp_path / 'same'}"]) == 0
 
 
 def test_odd_names_of_drafters(place, tmp_path, capsys):

@@ -195,7 +195,12 @@ def test_a_card_tells_nothing_of_other_weights_or_of_where_the_target_lay(run, t
     assert card.count("2.345") == 1
     assert "specauf evaluate auf --target tiny " in card
     assert "secret" not in card
-    file.write_text(json.dumps(record | {"drafters": {"auf": "of a checkpoint before it was trained on"}}))
+    stale = record | {"drafters": {"auf": "of a checkpoint before it was trained on"}}
+    file.write_text(json.dumps(stale))
+    (run.parent / "evaluation.json").write_text(json.dumps(record))
+    assert main(["export", str(run), f"--out={tmp_path / 'beside'}"]) == 0
+    assert "2.345" in (tmp_path / "beside" / "README.md").read_text()
+    (run.parent / "evaluation.json").unlink()
     assert main(["export", str(run), f"--out={tmp_path / 'again'}"]) == 0
     assert "Not measured." in (tmp_path / "again" / "README.md").read_text()
 
