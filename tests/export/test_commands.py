@@ -108,21 +108,19 @@ def test_a_flag_that_could_not_be_followed_is_refused(run, cache, tmp_path, caps
     assert "num_target_layers: 99 given, 8 in cache" in refused(capsys, "import", *words)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
+@pytest.mark.parametrize("to", ["zlab", "speculators"])
+def test_a_config_of_the_wrong_types_is_one_line_whoever_reads_it(run, tmp_path, capsys, to):
+    out = tmp_path / to
+    assert main(["export", str(run), f"--out={out}", f"--to={to}"]) == 0
+    whole = (out / "config.json").read_text()
+    for field, value in (
         ("num_hidden_layers", "1"),
         ("rope_parameters", "x"),
         ("rope_theta", "x"),
         ("rms_norm_eps", "x"),
         ("layer_types", 5),
-    ],
-)
-def test_a_config_of_the_wrong_types_is_one_line_whoever_reads_it(run, tmp_path, capsys, field, value):
-    for to in ("zlab", "speculators"):
-        out = tmp_path / to
-        assert main(["export", str(run), f"--out={out}", f"--to={to}"]) == 0
-        raw = config(out)
+    ):
+        raw = json.loads(whole)
         (raw["transformer_layer_config"] if to == "speculators" else raw)[field] = value
         (out / "config.json").write_text(json.dumps(raw))
         for words in (["import", out, f"--out={out}-ours"], ["export", "--check", out]):

@@ -65,20 +65,28 @@ from specauf.cli import main
 start = Summary.on_train_batch_start
 def save(self, trainer, *rest):
     start(self, trainer, *rest)
-    if trainer.global_step == {}:
-        trainer.save_checkpoint("{}")
+    if trainer.global_step in {}:
+        trainer.save_checkpoint(f"{}/{{trainer.global_step}}.ckpt")
 Summary.on_train_batch_start = save
 sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("step", [6, 3, STEPS - 1])  # in mid-epoch; an epoch's last batch; the run's last
-def test_a_checkpoint_from_the_middle_of_a_batch_goes_on_with_that_batch(tiny_cache, tmp_path, unbroken, step):
-    """As Lightning writes one when SLURM's signal comes, or an exception."""
-    middle = tmp_path / "middle.ckpt"
-    saved = fit(tiny_cache, tmp_path / "first", *OPTIONS, code=SAVING.format(step, middle))
+MIDDLES = (6, 3, STEPS - 1)  # in mid-epoch; an epoch's last batch; the run's last
+
+
+@pytest.fixture(scope="module")
+def middles(tiny_cache, tmp_path_factory):
+    """Checkpoints from the middle of batches, as Lightning writes them when SLURM's signal comes, or an exception."""
+    folder = tmp_path_factory.mktemp("middles")
+    saved = fit(tiny_cache, folder / "run", *OPTIONS, code=SAVING.format(MIDDLES, folder))
     assert saved.returncode == 0, saved.stderr
-    assert fit_here(tiny_cache, tmp_path / "rest", *OPTIONS, f"--ckpt_path={middle}") == 0
+    return folder
+
+
+@pytest.mark.parametrize("step", MIDDLES)
+def test_a_checkpoint_from_the_middle_of_a_batch_goes_on_with_that_batch(tiny_cache, tmp_path, unbroken, middles, step):
+    assert fit_here(tiny_cache, tmp_path / "rest", *OPTIONS, f"--ckpt_path={middles / f'{step}.ckpt'}") == 0
     assert list(logged(tmp_path / "rest").values()) == [value for n, value in logged(unbroken).items() if n >= step]
     assert all(torch.equal(v, weights(unbroken)[k]) for k, v in weights(tmp_path / "rest").items())
     assert json.loads((tmp_path / "rest/summary.json").read_text())["steps"] == STEPS
