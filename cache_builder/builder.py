@@ -70,10 +70,11 @@ class Build:
         begin(self.config.out, self.identity, damaged_manifest=MANIFEST in again)
         if MANIFEST in readable:
             # What is sealed in must not be replaced by a record that was damaged since: that shard is made again.
-            for entry in open_sealed(place.read(MANIFEST), f"{self.config.out}/{MANIFEST}").shards:
-                found = place.read_all([f"{entry.name}.json"])
-                if any(sha256(data) != entry.record for data in found.values()):
-                    place.remove(f"{entry.name}.json")
+            sealed = open_sealed(place.read(MANIFEST), f"{self.config.out}/{MANIFEST}").shards
+            records = {f"{entry.name}.json": entry.record for entry in sealed}
+            for name, data in place.read_all(list(records)).items():
+                if sha256(data) != records[name]:
+                    place.remove(name)
         if not self._told_before(place, files):
             place.write(BUILD, told(self.config))
         place.sweep()

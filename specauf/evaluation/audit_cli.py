@@ -50,7 +50,7 @@ def audit_command(
     if not 0 < gamma < math.inf:
         raise UserError(f"gamma is {gamma}: give a number above 0")
     opened = open_cache(cache)
-    evaluated = _evaluated(evaluation, run, weights_digest(drafter))
+    evaluated = _evaluated(evaluation, run, drafter)
     loaded = load_drafter(drafter, opened.manifest.identity.num_target_layers)
     if evaluated is not None:
         evaluated["block_size"] = evaluated["block_size"] or loaded.config.block_size
@@ -128,7 +128,7 @@ def _texts(cache: Cache) -> Any:
     return text
 
 
-def _evaluated(file: Path | None, run: str | None, digest: str) -> dict[str, Any] | None:
+def _evaluated(file: Path | None, run: str | None, drafter: Path) -> dict[str, Any] | None:
     from specauf.evaluation.cli import EVALUATION, read_record
 
     if file is None:
@@ -143,9 +143,10 @@ def _evaluated(file: Path | None, run: str | None, digest: str) -> dict[str, Any
     name = run or next(iter(runs))
     if name not in runs:
         raise UserError(f"run: {name} found, one of {', '.join(runs)} expected: name one of {file} with --run")
+    digest = weights_digest(drafter)
     if record.get("drafters", {}).get(name, digest) != digest:
         raise UserError(
-            f"run: {name} in {file} has other weights than the drafter: evaluate this drafter, or name its run"
+            f"run: {name} in {file} has other weights than {drafter}: evaluate this drafter, or name its run with --run"
         )
     return {**runs[name], "block_size": greedy[0]["benchmark"]["block_size"]}
 

@@ -3,10 +3,8 @@
 import functools
 import json
 import shlex
-import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,41 +21,8 @@ from specauf.export import TargetFacts, export_speculators, export_zlab
 from specauf.export.card import About
 from specauf.export.source import with_cache
 from tests.drafters.tiny import tiny_dflash, tiny_target
-from tests.export.conftest import change, config, same, tensors
+from tests.export.conftest import change, config, refused, same, tensors
 from tests.processes import forked, limit_files
-from tests.training.conftest import write_tiny_cache
-from tests.training.running import fit
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    """On a sketch, so that what is exported had to be folded."""
-    return write_tiny_cache(tmp_path_factory.mktemp("cache") / "cache", features="sketch", sketch_rank=24)
-
-
-@pytest.fixture(scope="module")
-def trained(cache, tmp_path_factory) -> Path:
-    """By a process of its own, whose words are those of the run."""
-    folder = tmp_path_factory.mktemp("runs") / "auf"
-    done = fit(cache, folder, "--model.loss=auf", "--trainer.max_steps=2")
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture
-def run(trained, tmp_path) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(trained, tmp_path / "auf"))
-
-
-def refused(capsys, *words: object) -> str:
-    """The one line that a command ends with."""
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    return err
 
 
 def on_a_full_disk(words: list[str]) -> None:
@@ -88,43 +53,6 @@ def test_a_run_directory_is_exported_and_checked_against_its_cache(run, cache, t
     assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     # The sketch's basis is folded: fc reads the raw features that servers have.
     assert tensors(out)["fc.weight"].shape == (32, 5 * 32)
-
-
-def test_a_card_names_no_corpus_but_the_drafters_own(run, cache, tmp_path):
-    """A cache of the same target may have been rebuilt where the run's was."""
-    other = write_tiny_cache(tmp_path / "other", documents=9, features="sketch", sketch_rank=24)
-    for place, told in ((cache, True), (other, False)):
-        out = tmp_path / f"out-{told}"
-        assert main(["export", str(run), f"--out={out}", f"--cache={place}"]) == 0
-        assert ("supervised tokens" in (out / "README.md").read_text()) is told
-
-
-def test_a_flag_that_could_not_be_followed_is_refused(run, cache, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert main(["export", str(run), f"--out={out}", "--to=speculators"]) == 0
-    for words in ([f"--check={out}", "--push_to_hub=me/it"], [f"--check={out}", "--license=mit"]):
-        assert "check: goes with --cache, --target and --json only" in refused(capsys, "export", *words)
-    words = [out, f"--out={tmp_path / 'ours'}", f"--cache={cache}", "--num-target-layers=99"]
-    assert "num_target_layers: 99 given, 8 in cache" in refused(capsys, "import", *words)
-
-
-@pytest.mark.parametrize("to", ["zlab", "speculators"])
-def test_a_config_of_the_wrong_types_is_one_line_whoever_reads_it(run, tmp_path, capsys, to):
-    out = tmp_path / to
-    assert main(["export", str(run), f"--out={out}", f"--to={to}"]) == 0
-    whole = (out / "config.json").read_text()
-    for field, value in (
-        ("num_hidden_layers", "1"),
-        ("rope_parameters", "x"),
-        ("rope_theta", "x"),
-        ("rms_norm_eps", "x"),
-        ("layer_types", 5),
-    ):
-        raw = json.loads(whole)
-        (raw["transformer_layer_config"] if to == "speculators" else raw)[field] = value
-        (out / "config.json").write_text(json.dumps(raw))
-        for words in (["import", out, f"--out={out}-ours"], ["export", "--check", out]):
-            assert field in refused(capsys, *words)
 
 
 def test_a_checkpoint_file_gives_the_same_weights_as_its_run(run, tmp_path):
