@@ -11,11 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from specauf.cli import main
 from specauf.drafters import DFlashDrafter, TargetVocabulary
 from specauf.export import TargetFacts, export_speculators, export_zlab
 from tests.builder.conftest import make_target
 from tests.drafters.tiny import tiny_dflash
-from tests.training.conftest import tiny_cache  # noqa: F401  (a fixture)
+from tests.training.conftest import (
+    tiny_cache,  # noqa: F401  (a fixture)
+    write_tiny_cache,
+)
+from tests.training.running import fit
 
 TAPS, MASK, BLOCK = (1, 3, 5), 258, 6
 GOLDEN = Path(__file__).parent / "golden"
@@ -97,3 +102,34 @@ def zlab(sound_zlab, tmp_path) -> Path:
 @pytest.fixture
 def speculators(sound_speculators, tmp_path) -> Path:
     return Path(shutil.copytree(sound_speculators, tmp_path / "speculators"))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """On a sketch, so that what is exported had to be folded."""
+    return write_tiny_cache(tmp_path_factory.mktemp("cache") / "cache", features="sketch", sketch_rank=24)
+
+
+@pytest.fixture(scope="session")
+def trained(cache, tmp_path_factory) -> Path:
+    """By a process of its own, whose words are those of the run."""
+    folder = tmp_path_factory.mktemp("runs") / "auf"
+    done = fit(cache, folder, "--model.loss=auf", "--trainer.max_steps=2")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "auf"))
+
+
+def refused(capsys, *words: object) -> str:
+    """The one line that a command ends with."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
