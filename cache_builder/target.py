@@ -13,6 +13,7 @@ from cache_builder.kv_cache import SlotCache
 from cache_builder.sparse import topk_logprobs
 from specauf.cache.target import refuse_unknown_scales
 from specauf.errors import UserError
+from specauf.rotary import frequencies_stay
 from specauf.targets import TargetConfig, default_taps
 
 # Layers of these types keep keys and values only; any other type keeps a state that the builder's cache cannot hold.
@@ -109,14 +110,13 @@ class Target:
         Raises:
             UserError: the target has no positions for them, or other rotary frequencies from some length on.
         """
-        rope = getattr(self.text_config, "rope_parameters", None) or {}
-        most = getattr(self.text_config, "max_position_embeddings", None) or length
-        original = int(rope.get("original_max_position_embeddings") or most)
-        if rope.get("rope_type") in ("longrope", "dynamic") and length > original:
+        rope, original = frequencies_stay(self.text_config) or ("", length)
+        if length > original:
             raise UserError(
-                f"max_length is {length}, but target {self.name} changes its rotary frequencies (rope_type "
-                f"{rope['rope_type']}) beyond {original} tokens, for a whole batch at once: lower --max_length to that"
+                f"max_length is {length}, but target {self.name} changes its rotary frequencies (rope_type {rope}) "
+                f"beyond {original} tokens, for a whole batch at once: lower --max_length to that"
             )
+        most = getattr(self.text_config, "max_position_embeddings", None) or length
         tables = [m for n, m in self.body.named_modules() if isinstance(m, nn.Embedding) and n in _POSITIONS]
         if tables and length > most:
             raise UserError(f"max_length is {length}, target {self.name} has {most} positions: lower --max_length")

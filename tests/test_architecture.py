@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ANYONE = {"errors", "progress", "configs", "command", "linear", "threads"}  # leaves: they import nothing above them
+ANYONE = {
+    "errors",
+    "progress",
+    "configs",
+    "command",
+    "linear",
+    "rotary",
+    "threads",
+}  # leaves: they import nothing above them
 # Each part of specauf, and the other parts it may import.
 ARROWS = {
     "errors": set(),
@@ -15,6 +23,7 @@ ARROWS = {
     "configs": set(),
     "command": set(),
     "linear": set(),
+    "rotary": set(),
     "threads": set(),
     "cache": set(),
     "data": {"cache", "module"},  # `module` for its type alone

@@ -14,6 +14,7 @@ from specauf.drafters.base import Drafter, Proposal
 from specauf.drafters.memory import ContextMemory
 from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
+from specauf.rotary import frequencies_stay
 
 
 def speculative_generate(
@@ -291,14 +292,11 @@ def _check_target(config: Any, lengths: list[int], more: int) -> None:
             f"layer_types: {', '.join(sorted(recurrent))} in the target keep a state that cannot be rolled back; "
             "decode this target with a server that supports it"
         )
-    rope = getattr(text, "rope_parameters", None) or {}
-    trained = getattr(text, "max_position_embeddings", longest)
-    original = int(rope.get("original_max_position_embeddings") or trained or longest)
-    # A prompt beyond the trained length has the long factors from the first pass on; dynamic ones grow with the text.
-    crossing = {"longrope": min(lengths) <= original < longest, "dynamic": original < longest}
-    if crossing.get(rope.get("rope_type", ""), False):
+    rope, original = frequencies_stay(text) or ("", longest)
+    # A prompt beyond the trained length has LongRoPE's long factors from the first pass on; dynamic ones grow with it.
+    if original < longest and (rope == "dynamic" or min(lengths) <= original):
         raise UserError(
-            f"rope_type: {rope['rope_type']} changes its frequencies beyond {original} tokens; prompt, answer and "
+            f"rope_type: {rope} changes its frequencies beyond {original} tokens; prompt, answer and "
             f"block have {longest}: give shorter prompts or a smaller max_new_tokens"
         )
     if prompts == 1:
