@@ -89,6 +89,7 @@ def evaluate_command(
     for name, drafter in loaded.items():
         check_fits(name, drafter, model)
         use_onednn(drafter.to(device, getattr(torch, config.dtype)).requires_grad_(False))
+    identity = target_identity(config)
     rows = evaluate_prompts(
         model,
         tokenizer,
@@ -96,7 +97,7 @@ def evaluate_command(
         prompts,
         settings,
         rows_file=out / "evaluation.jsonl",
-        identity={"target": target_identity(config), "dtype": config.dtype},
+        identity={"target": identity, "dtype": config.dtype},
         template_options=config.template_options,
     )
     record = evaluation_record(
@@ -104,7 +105,7 @@ def evaluate_command(
         {name: drafter.config.slots for name, drafter in loaded.items()},
         manifest,
         target=target,
-        identity=target_identity(config),
+        identity=identity,
         dtype=config.dtype,
         drafters={name: weights_digest(path) for name, path in named.items()},
         training={name: curves for name, path in named.items() if (curves := training_curves(path))},
