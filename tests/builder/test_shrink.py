@@ -1,5 +1,7 @@
 """A shrunk cache holds what a build of its size would have stored."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +13,28 @@ from cache_builder.driver import build
 from cache_builder.shrink import shrink
 from specauf.cache import Cache, open_cache, verify
 from specauf.errors import UserError
-from tests.builder.conftest import digests, write_jsonl
+from tests.builder.conftest import digests, make_target, make_tokenizer, write_jsonl
 from tests.builder.test_build import config
 
+Built = Callable[..., Cache]
 
-@pytest.fixture
-def documents(tmp_path: Path) -> Path:
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Builds a cache with some settings, each once, for nobody writes into it; returns it open."""
+    folder = tmp_path_factory.mktemp("built")
+    make_target().save_pretrained(folder / "target")
+    make_tokenizer().save_pretrained(folder / "target")
     rows = [{"prompt": f"question number {i} " + "x" * (i % 7)} for i in range(40)]
-    return write_jsonl(tmp_path / "corpus.jsonl", rows)
+    corpus = write_jsonl(folder / "corpus.jsonl", rows)
 
+    @functools.cache
+    def made(**changes: Any) -> Cache:
+        out = folder / "-".join(["cache", *map(str, changes.values())])
+        build(config(folder / "target", corpus, out, **changes))
+        return open_cache(str(out))
 
-@pytest.fixture
-def built(tiny_target_dir: Path, documents: Path, tmp_path: Path) -> Any:
-    """Builds a cache with some settings; returns it open."""
-
-    def make(name: str, **changes: Any) -> Cache:
-        build(config(tiny_target_dir, documents, tmp_path / name, **changes))
-        return open_cache(str(tmp_path / name))
-
-    return make
+    return made
 
 
 def arrays(cache: Cache) -> dict[str, np.ndarray]:
@@ -37,19 +42,25 @@ def arrays(cache: Cache) -> dict[str, np.ndarray]:
     return {f"{n}/{name}": array for n, shard in enumerate(shards) for name, array in shard.items()}
 
 
-def small(cache: Cache, name: str, **changes: Any) -> Cache:
-    out = str(Path(cache.url).parent / name)
-    shrink(cache.url, out, **changes)
-    found = open_cache(out)
-    assert verify(found) == []
-    return found
+@pytest.fixture
+def small(tmp_path: Path) -> Built:
+    """Shrinks a cache to `small`; returns it open, verified."""
+
+    def made(source: Cache, **changes: Any) -> Cache:
+        out = str(tmp_path / "small")
+        shrink(source.url, out, **changes)
+        found = open_cache(out)
+        assert verify(found) == []
+        return found
+
+    return made
 
 
 @pytest.mark.parametrize(
     "changes", [{"features": "sketch", "sketch_rank": 6}, {"features": "int8"}, {"features": "none"}]
 )
-def test_features_come_out_as_a_build_stores_them(built: Any, changes: dict[str, Any]) -> None:
-    found, expected = small(built("large"), "small", **changes), built("direct", **changes)
+def test_features_come_out_as_a_build_stores_them(built: Built, small: Built, changes: dict[str, Any]) -> None:
+    found, expected = small(built(), **changes), built(**changes)
     np.testing.assert_equal(arrays(found), arrays(expected))
     for name in ("channel_scale", "basis"):
         np.testing.assert_array_equal(getattr(found.codec, name), getattr(expected.codec, name))
@@ -57,8 +68,8 @@ def test_features_come_out_as_a_build_stores_them(built: Any, changes: dict[str,
     assert found.manifest.drops == expected.manifest.drops
 
 
-def test_log_probabilities_are_those_of_a_build_with_fewer(built: Any) -> None:
-    found, expected = small(built("large"), "small", k=2), built("direct", k=2)
+def test_log_probabilities_are_those_of_a_build_with_fewer(built: Built, small: Built) -> None:
+    found, expected = small(built(), k=2), built(k=2)
     mine, theirs = arrays(found), arrays(expected)
     assert mine.keys() == theirs.keys()
     for name in mine:
@@ -68,9 +79,9 @@ def test_log_probabilities_are_those_of_a_build_with_fewer(built: Any) -> None:
             np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
 
 
-def test_a_smaller_sketch_is_the_first_columns(built: Any) -> None:
-    large = built("large", features="sketch", sketch_rank=8)
-    found = small(large, "small", sketch_rank=3)
+def test_a_smaller_sketch_is_the_first_columns(built: Built, small: Built) -> None:
+    large = built(features="sketch", sketch_rank=8)
+    found = small(large, sketch_rank=3)
     assert large.codec.basis is not None
     np.testing.assert_array_equal(found.codec.basis, large.codec.basis[:, :3])
     for mine, theirs in zip(found.documents(), large.documents(), strict=True):
@@ -79,27 +90,27 @@ def test_a_smaller_sketch_is_the_first_columns(built: Any) -> None:
         assert (np.abs(mine.sketch - theirs.sketch[:, :3]) < step * 0.51 + 1e-6).all()
 
 
-def test_the_same_sizes_give_the_same_arrays(built: Any) -> None:
-    large = built("large", features="sketch", sketch_rank=8)
-    found = small(large, "copy")
+def test_the_same_sizes_give_the_same_arrays(built: Built, small: Built) -> None:
+    large = built(features="sketch", sketch_rank=8)
+    found = small(large)
     np.testing.assert_equal(arrays(found), arrays(large))
     assert found.manifest.identity.corpus["shrunk_from"] == large.fingerprint
     assert found.manifest.identity != large.manifest.identity
 
 
-def test_a_killed_run_goes_on(built: Any, tmp_path: Path) -> None:
-    found = small(built("large"), "small", k=2, features="int8")
+def test_a_killed_run_goes_on(built: Built, small: Built, tmp_path: Path) -> None:
+    found = small(built(), k=2, features="int8")
     before = digests(tmp_path / "small")
     (tmp_path / "small" / "manifest.json").unlink()
     (tmp_path / "small" / "shard-00001.json").unlink()
-    shrink(str(tmp_path / "large"), found.url, k=2, features="int8")
+    shrink(built().url, found.url, k=2, features="int8")
     assert digests(tmp_path / "small") == before
 
 
 def test_a_damaged_one_is_not_repaired_by_a_build_it_never_had(
-    built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    built: Built, small: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small(built("large"), "small", k=2)
+    small(built(), k=2)
     (tmp_path / "small/shard-00001.zarr/tokens/c/0").write_bytes(b"x")
     assert main(["verify", str(tmp_path / "small"), "--repair"]) == 2
     assert "shard-00001.json" in capsys.readouterr().err
@@ -115,27 +126,29 @@ def test_a_damaged_one_is_not_repaired_by_a_build_it_never_had(
         ({"features": "sketch", "sketch_rank": 8}, {"sketch_rank": 9}, "sketch_rank: 9 asked for, .* allows 1 to 8"),
     ],
 )
-def test_what_the_source_does_not_hold_is_refused(built: Any, made: Any, asked: Any, message: str) -> None:
-    large = built("large", **made)
+def test_what_the_source_does_not_hold_is_refused(
+    built: Built, small: Built, tmp_path: Path, made: Any, asked: Any, message: str
+) -> None:
+    large = built(**made)
     with pytest.raises(UserError, match=message):
-        small(large, "small", **asked)
-    assert not (Path(large.url).parent / "small").exists()
+        small(large, **asked)
+    assert not (tmp_path / "small").exists()
 
 
-def test_another_cache_is_not_overwritten(built: Any, tmp_path: Path) -> None:
-    large = built("large")
+def test_another_cache_is_not_overwritten(built: Built) -> None:
+    large = built()
     with pytest.raises(UserError, match="holds a cache whose"):
         shrink(large.url, large.url, k=2)
     assert verify(open_cache(large.url)) == []
 
 
-def test_the_command(built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    large, out = built("large"), str(tmp_path / "small")
+def test_the_command(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large, out = built(), str(tmp_path / "small")
     assert main(["shrink", large.url, "--out", out, "--features=sketch", "--sketch-rank=5", "--k=1"]) == 0
     assert "40 documents" in capsys.readouterr().out
     identity = open_cache(out).manifest.identity
     assert (identity.k, identity.features, identity.sketch_rank) == (1, "sketch", 5)
-    assert main(["shrink", large.url, "--out", str(tmp_path / "corpus.jsonl")]) == 2
+    assert main(["shrink", large.url, "--out", str(Path(large.url, "manifest.json"))]) == 2
     assert "is a file" in capsys.readouterr().err
     assert main(["shrink", large.url]) == 2
     assert "give --out" in capsys.readouterr().err
