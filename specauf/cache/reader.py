@@ -1,8 +1,9 @@
 """Opening a cache and reading its documents, in order or shuffled, whole shards at a time."""
 
 import functools
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -25,6 +26,7 @@ Split = Literal["train", "held_out"]
 MANIFEST, TARGET, FEATURE_FIT = "manifest.json", "target", "features.safetensors"
 LOCK, IDENTITY, NOTES = "builder.lock", "identity.json", ("identity.json", "build.json")
 _KNOWN_RECORDS = 4096  # some kilobytes each
+_ASKED_AT_ONCE = 16  # shards of a remote store; their masks are small
 _MASKS = ("loss_mask", "doc_offsets", "held_out")
 
 
@@ -209,22 +211,41 @@ class Cache:
             window=window,
         )
 
-    def loss_masks(self, shard: int, split: Split | None = None) -> Iterator[tuple[int, Bool[np.ndarray, " tokens"]]]:
-        """Number and loss mask of each document of a shard, without reading anything else."""
-        a = self.shard(shard, _MASKS).arrays
-        for local, held_out in enumerate(a["held_out"]):
-            if split is None or held_out == (split == "held_out"):
-                mask = a["loss_mask"][a["doc_offsets"][local] : a["doc_offsets"][local + 1]]
-                yield int(self.first_documents[shard]) + local, mask
+    def loss_masks(self, split: Split | None = None) -> Iterator[list[tuple[int, Bool[np.ndarray, " tokens"]]]]:
+        """Number and loss mask of each document, shard by shard, without reading anything else."""
+        for first, shard in zip(self.first_documents, self._all(_MASKS), strict=False):
+            a = shard.arrays
+            yield [
+                (int(first) + local, a["loss_mask"][a["doc_offsets"][local] : a["doc_offsets"][local + 1]])
+                for local, held_out in enumerate(a["held_out"])
+                if split is None or held_out == (split == "held_out")
+            ]
 
     def supervised_token_counts(self) -> Int64[np.ndarray, " vocabulary"]:
         """How often each token is supervised in the training split."""
         counts = np.zeros(self.manifest.identity.vocab_size, np.int64)
-        for number in range(self.num_shards):
-            a = self.shard(number, ("tokens", *_MASKS)).arrays
+        for shard in self._all(("tokens", *_MASKS)):
+            a = shard.arrays
             train = np.repeat(~a["held_out"], np.diff(a["doc_offsets"]))
             counts += np.bincount(a["tokens"][a["loss_mask"] & train], minlength=len(counts))
         return counts
+
+    def _all(self, fields: Collection[str]) -> Iterator[Shard]:
+        """Every shard in order. A remote store is asked for several at once, for each answer takes a while."""
+        if self.place.local is not None:
+            yield from (self.shard(number, fields) for number in range(self.num_shards))
+            return
+        pool = ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="specauf-read")
+        try:
+            coming: deque[Future[Shard]] = deque()
+            for number in range(self.num_shards):
+                coming.append(pool.submit(self.shard, number, fields))
+                if len(coming) == _ASKED_AT_ONCE:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @functools.cache

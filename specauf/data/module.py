@@ -1,7 +1,8 @@
 """The LightningDataModule: batches of blocks from a cache, with no target in sight."""
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
@@ -14,6 +15,7 @@ from specauf.data.blocks import eligible_anchors, make_block_batch
 from specauf.data.loader import BlockLoader
 from specauf.data.sampler import ShardBatchSampler
 from specauf.errors import UserError
+from specauf.progress import progress
 
 if TYPE_CHECKING:
     from specauf.module import DrafterModule
@@ -116,10 +118,11 @@ class CacheDataModule(L.LightningDataModule):
         Raises:
             UserError: there are none.
         """
-        by_shard = [
-            [n for n, mask in self.cache.loss_masks(shard, split="train") if len(eligible_anchors(mask))]
-            for shard in range(self.cache.num_shards)
-        ]
+        by_shard = []
+        with progress("loss masks", float(self.cache.num_shards), unit="shards", initial=0.0) as show:
+            for eligible in self._eligible("train"):
+                by_shard.append(eligible)
+                show(1)
         if not any(by_shard):
             raise UserError(
                 f"cache {self.url} has no training document with two supervised tokens in a row: build it from answers"
@@ -129,6 +132,11 @@ class CacheDataModule(L.LightningDataModule):
             by_shard[number] = shard[:left]
             left -= len(by_shard[number])
         return [s for s in by_shard if s]
+
+    def _eligible(self, split: Literal["train", "held_out"]) -> Iterator[list[int]]:
+        """Numbers of a split's documents a block can be drawn from, shard by shard."""
+        for masks in self.cache.loss_masks(split):
+            yield [n for n, mask in masks if len(eligible_anchors(mask))]
 
     @property
     def _model(self) -> "DrafterModule":
@@ -225,12 +233,9 @@ class CacheDataModule(L.LightningDataModule):
         if self.validate_on == "train":
             numbers = [n for shard in self.training_documents() for n in shard]
         else:
-            numbers = [
-                n
-                for shard in range(self.cache.num_shards)
-                for n, mask in self.cache.loss_masks(shard, split="held_out")
-                if len(eligible_anchors(mask))
-            ]
+            # Shards behind the last document that is wanted are not read.
+            found = (n for shard in self._eligible("held_out") for n in shard)
+            numbers = list(itertools.islice(found, self.validation_documents or None))
         if not numbers:
             raise UserError(
                 f"cache {self.url} has {len(self.cache)} documents, none of them held out to validate on: give "

@@ -157,7 +157,7 @@ def test_single_documents_keep_few_shards(cache):
 
 def test_masks_and_counts_without_documents(cache):
     for split in ("train", "held_out"):
-        found = {n: m for s in range(cache.num_shards) for n, m in cache.loss_masks(s, split)}
+        found = {n: m for shard in cache.loss_masks(split) for n, m in shard}
         expected = {d.index: d.loss_mask for d in cache.documents(split=split)}
         assert found.keys() == expected.keys()
         assert all((found[n] == expected[n]).all() for n in found)
@@ -165,6 +165,22 @@ def test_masks_and_counts_without_documents(cache):
     for d in cache.documents(split="train"):
         np.add.at(counts, d.tokens[d.loss_mask], 1)
     np.testing.assert_array_equal(cache.supervised_token_counts(), counts)
+
+
+def test_a_remote_store_is_asked_for_several_shards_at_once_and_they_come_in_order(monkeypatch):
+    url = "memory://order-of-masks"
+    build(url, identity(features="none"), LENGTHS)
+    cache = open_cache(url)
+    both, read = threading.Barrier(2, timeout=60), Cache.shard
+
+    def waiting(self, number, fields=None):
+        if number < 2:
+            both.wait()  # until the other is asked for too
+        return read(self, number, fields)
+
+    monkeypatch.setattr(Cache, "shard", waiting)
+    found = [n for shard in cache.loss_masks() for n, _ in shard]
+    assert found == list(range(DOCUMENTS))
 
 
 class Stream(IterableDataset):

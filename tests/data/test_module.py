@@ -2,6 +2,7 @@
 
 import pytest
 
+from specauf.cache import Cache
 from tests.training.conftest import tiny_cache, write_tiny_cache  # noqa: F401 -- a fixture
 from tests.training.running import fit_here
 
@@ -27,6 +28,21 @@ def test_a_cache_with_nothing_to_validate_on(tmp_path, capsys):
     for offered in ("--data.validate_on=train", "--trainer.limit_val_batches=0"):
         assert offered in line
         assert fit_here(cache, tmp_path / offered, *options, offered) == 0
+
+
+def test_validation_looks_for_no_more_documents_than_it_wants(tiny_cache, tmp_path, monkeypatch):  # noqa: F811
+    looked, masks = [], Cache.loss_masks
+
+    def counted(self, split=None):
+        for shard in masks(self, split):
+            looked.append(split)
+            yield shard
+
+    monkeypatch.setattr(Cache, "loss_masks", counted)
+    options = ("--model.loss=auf", "--trainer.max_steps=1", "--data.validation_documents=2")
+    assert fit_here(tiny_cache, tmp_path / "run", *options) == 0  # three shards of eight, two of which are held out
+    assert looked.count("held_out") == 1
+    assert looked.count("train") == 3
 
 
 @pytest.mark.parametrize(
