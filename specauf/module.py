@@ -23,7 +23,7 @@ from specauf.loggers import log_when_measured
 from specauf.metrics import EmittedLength, SlotAcceptance
 from specauf.objectives import Objective, StepMean
 from specauf.objectives.support import branch_losses
-from specauf.resume import check_same_optimizer, check_same_run, restore_rng, rng_state
+from specauf.resume import back_to_whole_steps, check_same_optimizer, check_same_run, restore_rng, rng_state
 from specauf.schedules import Schedule, WarmupCosine
 
 COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -246,7 +246,8 @@ class DrafterModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the checkpoint's cache, drafter and optimizer only; validate on any cache of its target."""
         assert self.drafter is not None
-        cache: Cache = self.trainer.datamodule.cache  # type: ignore[attr-defined]
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        cache: Cache = datamodule.cache
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_same_run(
                 checkpoint["specauf"],
@@ -254,6 +255,7 @@ class DrafterModule(L.LightningModule):
                 drafter=self.drafter.name,
                 config=self.drafter.config.to_dict(),
             )
+            back_to_whole_steps(checkpoint, checkpoint[type(datamodule).__qualname__]["position"])
             self._resumed = checkpoint
             return
         check_same_drafter(checkpoint["specauf"], cache, self.drafter)

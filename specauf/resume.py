@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with the run that wrote its checkpoint, checked field by field.
+"""What a resumed run must have in common with the run that wrote its checkpoint, and where it goes on.
 
 Lightning restores the optimizer's settings from the checkpoint, so a flag such as the learning rate would be ignored
 without a word. Here it is refused instead.
@@ -61,6 +61,32 @@ def check_same_optimizer(saved: list[dict[str, Any]], optimizer: Optimizer) -> N
                     f"--ckpt_path: its optimizer has {name} {old}, model.optimizer gives {new}: resume with the same "
                     "value, or start a new run"
                 )
+
+
+def back_to_whole_steps(checkpoint: dict[str, Any], position: dict[str, Any]) -> None:
+    """Let a checkpoint from the middle of a step (a signal's, an exception's, a clock's) go on at that step's start.
+
+    No checkpoint holds the gradients so far. The counters become those from behind the batch before.
+
+    Args:
+        checkpoint: as Lightning has written it.
+        position: in the data, within it.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    progress = loops["epoch_loop.batch_progress"]
+    now = progress["current"]
+    in_batch = now["ready"] > now["processed"]
+    ends_epoch = progress["is_last_batch"] and not in_batch  # which ends its step, however few its batches
+    undone = 0 if ends_epoch else now["processed"] % position["trainer.accumulate_grad_batches"]
+    if not (in_batch or undone):
+        return
+    position["batches"] -= undone
+    progress["is_last_batch"] = False
+    for counts in (now, progress["total"]):
+        first = counts["processed"] - undone
+        # Lightning completes that batch, and counts its step, when it restarts.
+        counts |= {"ready": first, "started": first, "processed": first, "completed": first - 1}
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"] - 1
 
 
 def rng_state() -> dict[str, torch.Tensor]:
