@@ -79,9 +79,8 @@ class Checkpoints(ModelCheckpoint):
         """Nothing: the last step has been saved."""
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save when asked to end between two steps; after any other exception the state may be half changed."""
-        between_steps = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
-        stopped = isinstance(exception, SIGTERMException) and trainer.training and between_steps
+        """Save when asked to end between two batches; after any other exception the state may be half changed."""
+        stopped = isinstance(exception, SIGTERMException) and trainer.training
         if stopped and trainer.global_step != self._saved_step:
             self._save_last(trainer)
 

@@ -1,9 +1,13 @@
 """Checkpoints from the middle of a batch or of an accumulated step: a signal's, an exception's, a clock's."""
 
+import os
+import signal
+
 import lightning as L
 import pytest
 import torch
 
+from specauf.callbacks import Throughput
 from tests.training.running import fit_here, logged
 
 # 4 batches an epoch.
@@ -61,3 +65,22 @@ def test_it_goes_on_as_the_unbroken_run(tiny_cache, tmp_path, unbroken, saved):
         file = whole.parent / f"run-saved/{name}.ckpt"
         assert fit_here(tiny_cache, tmp_path / name, *OPTIONS, *options, f"--ckpt_path={file}") == 0
         goes_on_as(whole, tmp_path / name, torch.load(file, weights_only=True)["global_step"])
+
+
+@pytest.mark.parametrize("unbroken", [HALVES], indirect=True)
+def test_sigterm_in_the_middle_of_a_step_loses_no_step(tiny_cache, tmp_path, monkeypatch, unbroken):
+    (whole, options), end = unbroken, Throughput.on_train_batch_end
+
+    def stop(self, trainer, pl_module, outputs, batch, batch_idx):
+        end(self, trainer, pl_module, outputs, batch, batch_idx)
+        if (trainer.global_step, batch_idx) == (1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Throughput, "on_train_batch_end", stop)
+        with pytest.raises(SystemExit) as ended:
+            fit_here(tiny_cache, tmp_path / "run", *OPTIONS, *options)
+    assert ended.value.code == 143
+    assert last(tmp_path / "run", "global_step") == 1
+    assert fit_here(tiny_cache, tmp_path / "run", *OPTIONS, *options, f"--ckpt_path={tmp_path}/run") == 0
+    goes_on_as(whole, tmp_path / "run", 1)
