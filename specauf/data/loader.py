@@ -63,6 +63,10 @@ class BlockLoader(DataLoader[BlockBatch]):
             self._epoch, self._handed_out = epoch, handed_out
             yield batch
 
+    def begin_after(self, other: "BlockLoader") -> None:
+        """Begin with the epoch after that which another loader has handed out last."""
+        self._epoch = other._epoch + (other._handed_out > other._skipped)
+
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it is a position in."""
         return {"epoch": self._epoch, "batches": self._handed_out, **self.identity}

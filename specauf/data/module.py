@@ -179,6 +179,7 @@ class CacheDataModule(L.LightningDataModule):
         limit = trainer.limit_train_batches
         # Lightning's rule: an int counts batches, a float is a share of them.
         batches = min(len(sampler), limit) if isinstance(limit, int) else int(len(sampler) * limit)
+        before = self._loader
         self._loader = BlockLoader(
             sampler,
             identity={
@@ -202,6 +203,8 @@ class CacheDataModule(L.LightningDataModule):
         if self._position is not None:
             self._loader.load_state_dict(self._position)
             self._position = None
+        elif before is not None and trainer.global_step:  # the same trainer's second `fit`, which counts epochs on
+            self._loader.begin_after(before)
         return self._loader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

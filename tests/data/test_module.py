@@ -1,8 +1,14 @@
-"""The data module's own refusals, each in one line."""
+"""The data module's own refusals, each in one line, and its order where `fit` is called from Python."""
 
+import lightning as L
 import pytest
 
 from specauf.cache import Cache
+from specauf.data.module import CacheDataModule
+from specauf.drafters import DFlashSpec
+from specauf.module import DrafterModule
+from specauf.objectives import AcceptUntilFail, CrossEntropy, Objective
+from specauf.schedules import Constant
 from tests.training.conftest import tiny_cache, write_tiny_cache  # noqa: F401 -- a fixture
 from tests.training.running import fit_here
 
@@ -57,3 +63,34 @@ def test_options_under_which_batches_are_not_what_they_promise(tiny_cache, tmp_p
     line = said(capsys)
     assert option.removeprefix("--").replace("=", " is ") in line
     assert instead in line
+
+
+class Seen(L.Callback):
+    """The documents and anchors of each batch."""
+
+    def __init__(self) -> None:
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.batches.append((batch.doc_ids, batch.anchors.tolist()))
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
+def test_a_second_fit_goes_on_with_the_next_epoch(tiny_cache, tmp_path):  # noqa: F811
+    def fitted(*ends):
+        module = DrafterModule(
+            Objective(AcceptUntilFail(), CrossEntropy()), DFlashSpec(block_size=4), schedule=Constant()
+        )
+        data, seen = CacheDataModule(str(tiny_cache), batch_size=8), Seen()
+        trainer = L.Trainer(
+            accelerator="cpu", default_root_dir=tmp_path, logger=False, callbacks=[seen], limit_val_batches=0,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=ends[0],
+        )  # fmt: skip
+        for end in ends:
+            trainer.fit_loop.max_epochs = end
+            trainer.fit(module, data)
+        return seen.batches
+
+    whole = fitted(3)
+    assert len(whole) == 6
+    assert fitted(1, 3) == whole
