@@ -61,6 +61,13 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.trainer.max_steps == 0 or config.trainer.max_epochs == 0:
             raise UserError("trainer.max_steps or max_epochs is 0: give at least 1, or -1 for no limit")
+        if self.subcommand == "validate" and config.trainer.limit_val_batches == 0:
+            raise UserError("trainer.limit_val_batches is 0, which validates nothing: give 1.0 for all batches")
+        if self.subcommand == "fit" and config.trainer.fast_dev_run and config.ckpt_path:
+            raise UserError(
+                f"trainer.fast_dev_run is {config.trainer.fast_dev_run} with --ckpt_path={config.ckpt_path}: it tries "
+                "the first batches of a new run, so leave one of them out"
+            )
         config.trainer.use_distributed_sampler = False  # every rank draws its own slice; Lightning would cut it again
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = new_run_directory()

@@ -69,6 +69,8 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (f"{FIT} --trainer.enable_checkpointing=false", "every run keeps last.ckpt: leave it out"),
         (f"{FIT} --seed_everything=-1", "seed_everything is -1"),
         (f"{FIT} --trainer.overfit_batches=1", "configs/debug/overfit.yaml"),
+        (f"{FIT} --trainer.fast_dev_run=true --ckpt_path=run", "leave one of them out"),
+        ("specauf validate -c run/config.yaml --ckpt_path=run --trainer.limit_val_batches=0", "validates nothing"),
         (f"{FIT} --trainer.precision=bf16-true", "give bf16-mixed"),
         (f"{FIT} --trainer.strategy=fsdp", "give ddp"),
         (f"{FIT} --model.drafter.init_args.attention=flex", "attention is flex"),
