@@ -9,6 +9,7 @@ from specauf.cache.location import Location, StoreError
 from specauf.cache.reader import IDENTITY, LOCK, MANIFEST
 from specauf.cache.schema import Identity, from_json, open_sealed, to_json
 from specauf.errors import UserError
+from specauf.fingerprint import comparable
 
 # Beside these stand digests of what is in the files.
 _NAMES = {"corpus.name", "target.id"}
@@ -39,10 +40,7 @@ def begin(cache_dir: str, identity: Identity, *, damaged_manifest: bool = False)
         found = _begun_as(place)
     else:
         raise UserError(f"{cache_dir} holds {names[0]!r} and no cache: give another --out")
-    differ = [
-        f"{name} is {old!r}, this build has {new!r}"
-        for name, (old, new) in fields_that_differ(asdict(found), asdict(identity)).items()
-    ]
+    differ = [f"{name} is {old!r}, this build has {new!r}" for name, (old, new) in differences(found, identity).items()]
     if differ:
         raise UserError(
             f"{cache_dir} holds a cache whose {'; '.join(differ)}: give another --out, or delete that directory"
@@ -71,13 +69,20 @@ def restore_identity(place: Location, identity: Identity) -> bool:
     return True
 
 
-def fields_that_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differences(found: Identity, here: Identity) -> dict[str, tuple[Any, Any]]:
+    """Fields of two identities that differ, with both values, by their dotted names."""
+    old, new = asdict(found), asdict(here)
+    old["target"], new["target"] = comparable(found.target, here.target)
+    return _fields_that_differ(old, new)
+
+
+def _fields_that_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Fields with both values; of mappings only the entries that differ, by their dotted names."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in sorted({*old, *new}, key=lambda name: (list(old).index(name) if name in old else len(old), name)):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            found |= {f"{name}.{key}": pair for key, pair in fields_that_differ(a, b).items()}
+            found |= {f"{name}.{key}": pair for key, pair in _fields_that_differ(a, b).items()}
         elif a != b:
             found[name] = (a, b)
     return found
@@ -101,7 +106,7 @@ def as_begun(out: str, identity: Identity) -> Identity:
     """
     for found in begun(out):
         names = _NAMES if "fingerprint" in identity.target else _NAMES - {"target.id"}
-        differ = fields_that_differ(asdict(found), asdict(identity))
+        differ = differences(found, identity)
         if differ.keys() <= {"code_version"} | names:
             if "code_version" in differ:
                 print(

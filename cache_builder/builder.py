@@ -3,12 +3,12 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors.numpy import load
 
-from cache_builder.beginning import as_begun, begin, begun_with, fields_that_differ, restore_identity, says_whose
+from cache_builder.beginning import as_begun, begin, begun_with, differences, restore_identity, says_whose
 from cache_builder.chat import ChatRenderer
 from cache_builder.config import BUILD, BuildConfig, read_told, told
 from cache_builder.dates import asks_date, plain_template, prompt_date
@@ -259,7 +259,7 @@ class Build:
             UserError: it did not.
         """
         found = begun_with(self.config.out)
-        differ = {} if found is None else fields_that_differ(asdict(found), asdict(self.identity))
+        differ = {} if found is None else differences(found, self.identity)
         for name, (begun, here) in differ.items():
             raise UserError(
                 f"{self.config.out} was begun with {name} {begun!r}, this rank has {here!r}: run the same build again"

@@ -19,6 +19,7 @@ from specauf.drafters import Drafter, DrafterSpec, TargetVocabulary, sketch_of
 from specauf.drafters.sketch import fold, unfold
 from specauf.drafters.spec import require_kind
 from specauf.errors import UserError
+from specauf.fingerprint import comparable
 from specauf.loggers import log_when_measured
 from specauf.metrics import EmittedLength, SlotAcceptance
 from specauf.objectives import Objective, StepMean
@@ -296,7 +297,7 @@ def check_same_drafter(about: dict[str, Any], cache: Cache, drafter: Drafter) ->
     """
     # Checkpoints of early versions do not name their target.
     saved, given = about.get("target"), cache.manifest.identity.target
-    if about["cache_fingerprint"] != cache.fingerprint and (saved is None or _weights_of(saved) != _weights_of(given)):
+    if about["cache_fingerprint"] != cache.fingerprint and (saved is None or not _same_weights(saved, given)):
         raise UserError(
             f"data.cache: {cache.url} is of the target {_named(given)}, --ckpt_path is of a drafter for "
             f"{_named(saved) if saved else 'a target it does not name'}: give the cache it was trained on"
@@ -312,9 +313,10 @@ def check_same_drafter(about: dict[str, Any], cache: Cache, drafter: Drafter) ->
             )
 
 
-def _weights_of(target: dict[str, str]) -> dict[str, str]:
-    """What tells a target's weights; the id is a name, which may be the user's own."""
-    return {key: value for key, value in target.items() if key != "id"} or target
+def _same_weights(one: dict[str, str], two: dict[str, str]) -> bool:
+    """By all that tells a target's weights; the id is a name, which may be the user's own."""
+    first, second = ({k: v for k, v in t.items() if k != "id"} or t for t in comparable(one, two))
+    return first == second
 
 
 def _named(target: dict[str, str]) -> str:

@@ -5,7 +5,6 @@ Decoding and `cache_builder` use it; training never does, for it needs only the 
 
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -20,12 +19,11 @@ import yaml
 from specauf.command import CommandParser
 from specauf.configs import find_config, known_configs
 from specauf.errors import UserError
+from specauf.fingerprint import weights_on_disk
 from specauf.gguf_reading import gguf_read_once, plain
 from specauf.linear import bfloat16_is_fast, use_onednn
 from specauf.loading_errors import one_line_errors
 
-# A hub repository is pinned by its commit; weights on disk by these many bytes of each end of every file.
-FINGERPRINT_BYTES = 1 << 20
 LARGE = 10_000_000  # parameters from which a slow type is worth a word
 
 
@@ -239,7 +237,7 @@ def mask_token_id(config: TargetConfig, tokenizer: Any, vocab_size: int) -> int:
 
 
 def target_identity(config: TargetConfig) -> dict[str, str]:
-    """What tells this target from another: its id and hub commit, or a fingerprint of the weights on disk.
+    """What tells this target from another: its id and hub commit, or digests of the weights on disk.
 
     Raises:
         UserError: there are no weights where it should be.
@@ -249,7 +247,7 @@ def target_identity(config: TargetConfig) -> dict[str, str]:
     gguf = options.get("gguf_file")
     if "revision" in options:
         return {"id": place, "revision": options["revision"]} | ({"gguf_file": gguf} if gguf else {})
-    return {"id": config.name, "fingerprint": _fingerprint(Path(place), gguf)}
+    return {"id": config.name} | weights_on_disk(Path(place), gguf)
 
 
 @contextlib.contextmanager
@@ -327,21 +325,3 @@ def _gguf_name(config: TargetConfig, folder: Path) -> str:
     if len(names) != 1:
         raise UserError(f"target {config.name}: gguf_file {pattern!r} matches {len(names)} files in {folder}, not one")
     return names[0]
-
-
-def _fingerprint(place: Path, gguf_file: str | None) -> str:
-    """Digest over names, sizes and both ends of the files that make the model (whole for small ones)."""
-    digest = hashlib.sha256()
-    patterns = [gguf_file] if gguf_file else ["*.safetensors", "*.bin", "*.json"]
-    files = sorted({p for pattern in patterns for p in place.glob(pattern)})
-    if not files:
-        raise UserError(f"target: no {' or '.join(patterns)} in {place}; give a directory with config and weights")
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(FINGERPRINT_BYTES))
-            if size > FINGERPRINT_BYTES:
-                file.seek(max(FINGERPRINT_BYTES, size - FINGERPRINT_BYTES))
-                digest.update(file.read())
-    return digest.hexdigest()

@@ -8,6 +8,7 @@ import numpy as np
 from specauf.errors import UserError
 from specauf.evaluation.environment import united
 from specauf.evaluation.summary import bootstrap_paired
+from specauf.fingerprint import comparable
 
 
 def compare(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -59,10 +60,12 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if len(records) == 1:
         return dict(first)
     for label, record in records.items():
-        # One target may have been given by several words; early records hold nothing else.
-        known = "identity" if "identity" in first and "identity" in record else "target"
-        for field in (known, "dtype"):
-            _require_same(field, first[field], labels[0], record[field], label)
+        if "identity" in first and "identity" in record:
+            one, two = comparable(first["identity"], record["identity"])
+            _require_same("identity", one, labels[0], two, label)
+        else:  # one target may have been given by several words; early records hold nothing else
+            _require_same("target", first["target"], labels[0], record["target"], label)
+        _require_same("dtype", first["dtype"], labels[0], record["dtype"], label)
         places = first["environment"], record["environment"]
         _require_same("device", places[0]["device"], labels[0], places[1]["device"], label)
     names = [name for record in records.values() for name in record["runs"]]

@@ -94,10 +94,11 @@ def test_a_build_on_another_targets_cache(
     assert [name for name in old if old[name] != new[name]] == fields
     for name in fields:
         before, now = old[name], new[name]
+        pairs = {name: (before, now)}
         if isinstance(before, dict):
-            (name,) = (f"{name}.{key}" for key in before if before[key] != now[key])
-            before, now = (value[name.split(".")[1]] for value in (before, now))
-        assert f"{name} is {before!r}, this build has {now!r}" in said
+            pairs = {f"{name}.{key}": (before[key], now[key]) for key in before if before[key] != now[key]}
+        for what, (one, two) in pairs.items():
+            assert f"{what} is {one!r}, this build has {two!r}" in said
     assert "give another --out" in said
 
 

@@ -58,6 +58,9 @@ def test_a_report_says_whose_prompts_are_fewer_and_that_two_targets_share_a_name
     otherwise = [word.replace(f"{place}/target", f"{place}/../{place.name}/target") for word in theirs]
     otherwise = [word.replace(f"{tmp_path}/b", f"{tmp_path}/d") for word in otherwise]
     assert main(otherwise) == 0
+    early = record_of(tmp_path / "d")
+    del early["identity"]["checksum"]  # as records were before there was one
+    (tmp_path / "d/evaluation.json").write_text(json.dumps(early))
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "d"), f"--out={tmp_path / 'same'}"]) == 0
 
 

@@ -85,8 +85,9 @@ def test_another_target_is_refused(tmp_path, run, capsys):
     refused(capsys, "is of the target tiny/other 11ee", "for tiny/target 00ff: give the cache it was trained on")
 
 
-def test_another_name_of_the_same_weights_is_not(tmp_path, run):
-    renamed = write_tiny_cache(tmp_path / "other", **SKETCH, target={"id": "mine", "fingerprint": "00ff"})
+@pytest.mark.parametrize("more", [{}, {"checksum": "11"}], ids=["alike", "with a checksum, which the run has not"])
+def test_another_name_of_the_same_weights_is_not(more, tmp_path, run):
+    renamed = write_tiny_cache(tmp_path / "other", **SKETCH, target={"id": "mine", "fingerprint": "00ff"} | more)
     assert validate_here(renamed, run) == 0
 
 
