@@ -30,7 +30,7 @@ from specauf.cache.features import decode_sketch
 from specauf.cache.location import Location
 from specauf.cache.objects import read_checked
 from specauf.cache.reader import TARGET, fields_to_read
-from specauf.cache.schema import FeatureKind, Manifest
+from specauf.cache.schema import CommitRecord, FeatureKind, Manifest
 from specauf.cache.shard import FEATURE_FIELDS
 from specauf.errors import UserError
 from specauf.progress import progress
@@ -65,7 +65,8 @@ def shrink(
         compress_features: also compress their arrays; as in the source when None.
 
     Raises:
-        UserError: the source does not hold what is asked for, is damaged, or `out` holds another cache.
+        UserError: the source does not hold what is asked for, is damaged, or `out` holds another cache, or this
+            one with features compressed otherwise.
     """
     cache = open_cache(source)
     identity = smaller_identity(cache, k, features, sketch_rank)
@@ -80,9 +81,15 @@ def shrink(
             files = read_checked(cache.place.child(TARGET), record, list(record.objects))
             write_target_files(out, identity, files, _codec(cache, identity))
         if compress_features is None:
-            compress_features = _compressed(cache)
+            compress_features = _compressed(cache.place, cache.record(cache.entries[0]))
         spec = StorageSpec(identity, load_codec(out, identity), compress_features, confirm=lock.confirm)
         done = committed_shards(out, identity)
+        for record in list(done.values())[:1]:
+            if identity.features != "none" and (before := _compressed(place, record)) != compress_features:
+                raise UserError(
+                    f"compress_features: {before} in the features that {out} holds, {compress_features} now: give the "
+                    "same, or another --out"
+                )
         for number in range(cache.num_shards):
             lock.check()
             if number not in done:
@@ -135,11 +142,10 @@ def smaller_arrays(cache: Cache, number: int, spec: StorageSpec) -> Arrays:
     return arrays
 
 
-def _compressed(cache: Cache) -> bool:
-    """Whether a cache's features are compressed, by the metadata of its first shard's array."""
-    record = cache.record(cache.entries[0])
+def _compressed(place: Location, record: CommitRecord) -> bool:
+    """Whether a cache's features are compressed, by the metadata of one shard's array."""
     names = [name for field in ("features", "sketch") if (name := f"{field}/zarr.json") in record.objects]
-    found = read_checked(cache.place.child(f"{record.name}.zarr"), record, names)
+    found = read_checked(place.child(f"{record.name}.zarr"), record, names)
     return any('"blosc"' in data.decode() for data in found.values())
 
 

@@ -116,6 +116,22 @@ def test_a_damaged_one_is_not_repaired_by_a_build_it_never_had(
     assert "shard-00001.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_that_compresses_otherwise_is_not_a_repetition(built: Any, tmp_path: Path, *, finished: bool) -> None:
+    found = small(built("large"), "small", k=2)
+    if not finished:
+        (tmp_path / "small/manifest.json").unlink()
+        (tmp_path / "small/shard-00001.json").unlink()
+    before = digests(tmp_path / "small")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"compress_features: False in .*small holds, True now: give the same, or"):
+            shrink(str(tmp_path / "large"), found.url, k=2, compress_features=True)
+    assert digests(tmp_path / "small") == before
+    shrink(str(tmp_path / "large"), found.url, k=2, compress_features=False)
+    none = small(open_cache(str(tmp_path / "large")), "none", features="none")
+    shrink(str(tmp_path / "large"), none.url, features="none", compress_features=True)
+
+
 @pytest.mark.parametrize(
     ("made", "asked", "message"),
     [
