@@ -1,5 +1,6 @@
 """Whose directory it is: the identity that a build writes first, or finds there and must share."""
 
+import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -15,6 +16,29 @@ from specauf.fingerprint import comparable
 _NAMES = {"corpus.name", "target.id"}
 
 
+def require_place(out: str) -> None:
+    """Check that a cache can be put somewhere at all.
+
+    Raises:
+        UserError: it is a file, or lies inside another cache, which would no longer be whole.
+    """
+    place = Location(out)
+    if place.is_file():
+        raise UserError(f"{out} is a file, expected a directory for the cache: give another --out")
+    for folder in _above(place):
+        with contextlib.suppress(StoreError):  # a bucket may be closed but for what lies below
+            if begun_with(folder) is not None:
+                raise UserError(f"{out} lies inside the cache {folder}: give another --out")
+
+
+def _above(place: Location) -> list[str]:
+    if place.local is not None:
+        return [str(folder) for folder in place.local.resolve().parents]
+    store, sign, path = place.url.rpartition("://")
+    names = path.strip("/").split("/")
+    return [store + sign + "/".join(names[:count]) for count in range(1, len(names))]
+
+
 def begin(cache_dir: str, identity: Identity, *, damaged_manifest: bool = False) -> None:
     """Mark a directory as this cache's, or check that it is: the first thing a build does.
 
@@ -24,12 +48,11 @@ def begin(cache_dir: str, identity: Identity, *, damaged_manifest: bool = False)
         damaged_manifest: there is one, and it cannot be read; the other files say whose the directory is.
 
     Raises:
-        UserError: the directory is a file, or holds a cache of another identity, whose fields are named with both
-            values, or nothing says what it holds.
+        UserError: as `require_place`, or the directory holds a cache of another identity, whose fields are named with
+            both values, or nothing says what it holds.
     """
+    require_place(cache_dir)
     place = Location(cache_dir)
-    if place.is_file():
-        raise UserError(f"{cache_dir} is a file, expected a directory for the cache: give another --out")
     unasked = {LOCK, "build.json"} | ({MANIFEST} if damaged_manifest else set())
     names = [n for n in place.files() if n not in unasked]
     if MANIFEST in names:

@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from safetensors.numpy import load
 
-from cache_builder.beginning import as_begun, begin, begun_with, differences, restore_identity, says_whose
+from cache_builder.beginning import (
+    as_begun,
+    begin,
+    begun_with,
+    differences,
+    require_place,
+    restore_identity,
+    says_whose,
+)
 from cache_builder.chat import ChatRenderer
 from cache_builder.config import BUILD, BuildConfig, read_told, told
 from cache_builder.dates import asks_date, plain_template, prompt_date
@@ -276,8 +284,7 @@ def open_build(config: BuildConfig, *, device: torch.device | str = "cpu") -> Bu
     Raises:
         UserError: the corpus, the target or a setting is wrong.
     """
-    if Location(config.out).is_file():
-        raise UserError(f"{config.out} is a file, expected a directory for the cache: give another --out")
+    require_place(config.out)
     known = begun_with(config.out)
     config = _at_the_commit_begun(config, known)
     plan = make_plan(config)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache_builder.beginning import require_place
 from cache_builder.builder import load_codec
 from cache_builder.config import BuildConfig
 from cache_builder.encode import feature_arrays
@@ -70,6 +71,7 @@ def shrink(
     """
     cache = open_cache(source)
     identity = smaller_identity(cache, k, features, sketch_rank)
+    require_place(out)
     place = Location(out)
     with (
         BuildLock(place) as lock,

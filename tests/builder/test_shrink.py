@@ -116,6 +116,31 @@ def test_a_damaged_one_is_not_repaired_by_a_build_it_never_had(
     assert "shard-00001.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("inside", ["smaller", "shard-00000.zarr/smaller"])
+def test_a_cache_inside_another_is_refused(
+    built: Any, documents: Path, tiny_target_dir: Path, tmp_path: Path, inside: str
+) -> None:
+    large = built("large", max_documents=2)
+    before = digests(tmp_path / "large")
+    (tmp_path / "link").symlink_to(tmp_path / "large")
+    for out in (tmp_path / "large" / inside, tmp_path / "link" / inside):
+        with pytest.raises(UserError, match=rf"{out} lies inside the cache {tmp_path}/large: give another --out"):
+            shrink(large.url, str(out), k=2)
+        with pytest.raises(UserError, match="lies inside the cache"):
+            build(config(tiny_target_dir, documents, out))
+    assert digests(tmp_path / "large") == before
+    assert not (tmp_path / "large" / inside).exists()
+
+
+def test_a_remote_cache_inside_another_is_refused(built: Any, tmp_path: Path) -> None:
+    large = built("large", max_documents=2)
+    url = f"memory://{tmp_path.name}"
+    shrink(large.url, f"{url}/small/er", k=2)
+    with pytest.raises(UserError, match=rf"lies inside the cache {url}/small/er: give another --out"):
+        shrink(f"{url}/small/er", f"{url}/small/er/and/smaller", k=1)
+    shrink(f"{url}/small/er", f"{url}/small/est", k=1)
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_run_that_compresses_otherwise_is_not_a_repetition(built: Any, tmp_path: Path, *, finished: bool) -> None:
     found = small(built("large"), "small", k=2)
