@@ -11,12 +11,20 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from cache_builder.dates import dated_template, plain_template
-from cache_builder.formats import Conversation, Message
+from cache_builder.formats import REASONING, Conversation, Message
 from specauf.errors import UserError
 
 
 class TemplateRefusesError(Exception):
-    """A chat template will not render these turns, for example two user turns in a row."""
+    """A chat template will not render these turns, for example two user turns in a row; drops count it by `reason`."""
+
+    reason = "template"
+
+
+class NoPlaceForReasoningError(TemplateRefusesError):
+    """A chat template passes over the thinking that a row holds apart from its answer."""
+
+    reason = "reasoning"
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,10 @@ class ChatRenderer:
 
         # The corpus may begin with plain text, so that nobody looked before.
         self.require_template()
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+        turns = [
+            {"role": m.role, "content": m.content} | (dict.fromkeys(REASONING, m.reasoning) if m.reasoning else {})
+            for m in messages
+        ]
         try:
             text: str = self.tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=answer, **self._options
@@ -101,6 +112,7 @@ class ChatRenderer:
             ids = np.asarray(self.tokenizer(conversation.text)["input_ids"], dtype=np.int64)
             return ids, np.arange(len(ids)) > 0
         text = self.render(conversation.messages, answer=False)
+        self._require_reasoning(conversation.messages)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
         offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
@@ -111,6 +123,14 @@ class ChatRenderer:
             mask[first : stop + 1] = True
         mask[:1] = False
         return ids, mask
+
+    def _require_reasoning(self, messages: tuple[Message, ...]) -> None:
+        """Check that the template writes the first thinking that stands apart; of earlier turns many leave it out."""
+        first = next((i for i, m in enumerate(messages) if m.reasoning.strip()), None)
+        if first is None:
+            return
+        if messages[first].reasoning.strip() not in self.render(messages[: first + 1], answer=False):
+            raise NoPlaceForReasoningError(f"the thinking of turn {first} is not in the chat")
 
     def _tokens_before(
         self, text: str, position: int, ids: Int[np.ndarray, " tokens"], offsets: Int[np.ndarray, "tokens 2"]

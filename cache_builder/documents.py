@@ -135,8 +135,8 @@ class DocumentMaker:
     ) -> Tokens | None:
         try:
             return tokenize(conversation)
-        except TemplateRefusesError:
-            drops["template"] += 1
+        except TemplateRefusesError as refused:
+            drops[refused.reason] += 1
             return None
 
     def _require_rows(self, tokens: Int[np.ndarray, " tokens"]) -> None:

@@ -15,6 +15,8 @@ ROLES = {
 }  # fmt: skip
 PROMPTS = ("prompt", "instruction", "question", "input", "query")
 RESPONSES = ("response", "completion", "answer", "output", "chosen")
+# What rows, and chat templates, call the thinking before an answer, where it stands apart from the answer.
+REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,12 @@ class Message:
     Attributes:
         role: `system`, `user`, `assistant` or `tool`.
         content: its text.
+        reasoning: the thinking before it, where the row has it apart.
     """
 
     role: str
     content: str
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,9 @@ def _message(value: object, where: str) -> Message:
     name = "value" if "value" in value and "content" not in value else "content"
     if value.get("tool_calls"):
         raise UserError(f"{where} holds tool_calls, which the builder does not render: leave such rows out")
-    return Message(ROLES[role.strip().lower()], _content(value.get(name), f"{where}.{name}"))
+    thought = next((n for n in REASONING if value.get(n) and isinstance(value[n], str | list)), None)
+    reasoning = "" if thought is None else _content(value[thought], f"{where}.{thought}")
+    return Message(ROLES[role.strip().lower()], _content(value.get(name), f"{where}.{name}"), reasoning)
 
 
 def _content(value: object, where: str) -> str:

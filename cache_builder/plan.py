@@ -82,7 +82,8 @@ def make_plan(config: BuildConfig) -> Plan:
             numbers.append(number)
             held_out.append(int.from_bytes(question[:8], "big") < config.held_out * 2**64)
             digest.update(key)
-            characters += len(conversation.text or "") + sum(len(m.content) for m in conversation.messages)
+            characters += len(conversation.text or "")
+            characters += sum(len(m.content) + len(m.reasoning) for m in conversation.messages)
             advance(1.0)
             if config.max_tokens is not None and _planned_tokens(config, len(numbers), characters) >= config.max_tokens:
                 break
@@ -119,7 +120,8 @@ def _look(
 
 
 def _canonical(messages: tuple[Message, ...]) -> str:
-    return json.dumps([[m.role, m.content] for m in messages], ensure_ascii=True)
+    turns = [[m.role, m.content, *([m.reasoning] if m.reasoning else [])] for m in messages]
+    return json.dumps(turns, ensure_ascii=True)
 
 
 def _digest(text: str) -> bytes:

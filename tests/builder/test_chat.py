@@ -1,13 +1,16 @@
 """Which tokens of a chat are answers, under templates of three model families and of some that rewrite old turns."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cache_builder.chat import ChatRenderer, TemplateRefusesError
-from cache_builder.formats import Conversation, Message
+from cache_builder.formats import Conversation, Message, parse_row
+from cache_builder.plan import Plan, make_plan
 from specauf.errors import UserError
-from tests.builder.conftest import CHATML, make_tokenizer
+from tests.builder.conftest import CHATML, make_tokenizer, write_jsonl
+from tests.builder.test_build import config
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
@@ -146,6 +149,44 @@ def test_an_answer_is_found_where_the_template_moves_the_turn_of_the_system(syst
     turns = chat("Is it Paris or Rome?", "Paris", "sure?", "Yes, I am sure.").messages
     found = answers(render, Conversation((Message("system", system), *turns)))
     assert [text.strip() for text in found] == ["Paris</s>", "Yes, I am sure.</s>"]
+
+
+# As Qwen3's and gpt-oss': thinking may stand apart from the answer.
+APART = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m.NAME is defined and loop.last %}"
+    "<think>\n{{ m.NAME | trim }}\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking"])
+@pytest.mark.parametrize("column", ["reasoning_content", "reasoning", "thinking"])
+def test_thinking_that_stands_apart_is_supervised_with_its_answer(name: str, column: str) -> None:
+    turns = [("user", "why?", None), ("assistant", "so", "hm\n"), ("user", "and?", None), ("assistant", "thus", "oh")]
+    row = {"messages": [{"role": role, "content": text, column: thought} for role, text, thought in turns]}
+    render = ChatRenderer(make_tokenizer(APART.replace("NAME", name)), frozenset({269}), {})
+    found = answers(render, parse_row(row, None, "row"))
+    assert found == ["so<|im_end|>", "<think>\noh\n</think>\n\nthus<|im_end|>"]
+
+
+def test_thinking_that_the_template_passes_over_leaves_the_row_out() -> None:
+    turns = (Message("user", "why?"), Message("assistant", "so", "hm"))
+    with pytest.raises(TemplateRefusesError) as refused:
+        renderer("Llama 3").document(Conversation(turns))
+    assert refused.value.reason == "reasoning"
+    renderer("Llama 3").prompt_ids(Conversation(turns))  # the target answers anew
+
+
+def test_answers_that_differ_in_their_thinking_are_no_duplicates(tiny_target_dir: Path, tmp_path: Path) -> None:
+    def plan(*thoughts: object) -> Plan:
+        turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so"}]
+        rows = [{"messages": [turns[0], turns[1] | {"thinking": thought}]} for thought in thoughts]
+        corpus = write_jsonl(tmp_path / "corpus.jsonl", rows)
+        return make_plan(config(tiny_target_dir, corpus, tmp_path / "cache", regenerate=False))
+
+    assert plan("a", "b", "a").drops == {"duplicate": 1}
+    assert plan("a", "b").fingerprint == plan("a", "b", "b").fingerprint != plan("a", "c").fingerprint
+    assert plan(None, "", True).drops == {"duplicate": 2}
 
 
 def test_old_thinking_that_the_template_cuts_is_not_looked_for() -> None:
