@@ -253,19 +253,21 @@ def target_identity(config: TargetConfig) -> dict[str, str]:
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' bars and warnings off the terminal; errors still raise."""
-    import datasets.utils.logging as datasets_logging
     import transformers.modeling_gguf_pytorch_utils as gguf_loader
     from huggingface_hub import utils as hub
     from transformers.utils import logging
 
     verbosity, hub_verbosity = logging.get_verbosity(), hub.logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled(), datasets_logging.is_progress_bar_enabled()
+    # Importing datasets takes a second or two; who reads a data set has done so by now.
+    others = sys.modules.get("datasets.utils.logging")
+    bars = logging.is_progress_bar_enabled(), others is not None and others.is_progress_bar_enabled()
     hub_bars = not hub.are_progress_bars_disabled()
     logging.set_verbosity_error()
     hub.logging.set_verbosity_error()
     logging.disable_progress_bar()
     hub.disable_progress_bars()
-    datasets_logging.disable_progress_bar()
+    if others is not None:
+        others.disable_progress_bar()
     try:
         # The GGUF loader has its own bar, which no setting reaches.
         with mock.patch.object(gguf_loader, "tqdm", functools.partial(gguf_loader.tqdm, disable=True)):
@@ -275,8 +277,8 @@ def quiet_transformers() -> Iterator[None]:
         hub.logging.set_verbosity(hub_verbosity)
         if bars[0]:
             logging.enable_progress_bar()  # and the hub's with it
-        if bars[1]:
-            datasets_logging.enable_progress_bar()
+        if others is not None and bars[1]:
+            others.enable_progress_bar()
         (hub.enable_progress_bars if hub_bars else hub.disable_progress_bars)()
 
 

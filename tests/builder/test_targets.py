@@ -1,5 +1,6 @@
 """Loading targets: shipped configs, local directories, and errors in one line."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,15 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from specauf.configs import known_configs
 from specauf.errors import UserError
-from specauf.targets import TargetConfig, default_taps, load_target, mask_token_id, resolve_target, target_identity
+from specauf.targets import (
+    TargetConfig,
+    default_taps,
+    load_target,
+    mask_token_id,
+    quiet_transformers,
+    resolve_target,
+    target_identity,
+)
 from tests.builder.conftest import make_tokenizer
 
 
@@ -107,6 +116,19 @@ def test_loading_leaves_the_bars_of_others_as_they_were(tiny_target_dir: Path) -
         assert logging.is_progress_bar_enabled() is on
         assert hub.are_progress_bars_disabled() is not on
     logging.enable_progress_bar()
+
+
+def test_datasets_is_quiet_where_it_is_read_and_else_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets.utils import logging
+
+    logging.enable_progress_bar()
+    with quiet_transformers():
+        assert not logging.is_progress_bar_enabled()
+    assert logging.is_progress_bar_enabled()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "datasets"]:
+        monkeypatch.setitem(sys.modules, name, None)  # importing it would raise
+    with quiet_transformers():
+        pass
 
 
 def test_a_place_without_weights_has_no_identity(tmp_path: Path) -> None:
