@@ -115,8 +115,9 @@ def _inspect(words: list[str]) -> None:
     place, own = _cache_and_options(words, "inspect", json=str, sample=int)
     from cache_builder.inspect import inspect
 
-    report = inspect(place, 1 if own["sample"] is None else own["sample"])
-    if own["json"] != "-":
+    quiet = own["json"] == "-"  # figures have no samples
+    report = inspect(place, 0 if quiet else 1 if own["sample"] is None else own["sample"])
+    if not quiet:
         print(report.text())
     write_json(own["json"], report.figures())
 

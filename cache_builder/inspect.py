@@ -125,18 +125,22 @@ def inspect(where: str, samples: int) -> Inspection:
     mass = np.concatenate(masses)
     found = {"mean": float(mass.mean()), "p10": float(np.quantile(mass, 0.1)), "min": float(mass.min())}
     numbers = sorted({int(n) for n in np.linspace(0, len(cache) - 1, max(0, samples))}) if samples else []
-    return Inspection(where, cache.manifest, found, [_decode(cache, n) for n in numbers])
+    tokenizer = _tokenizer(cache) if numbers else None
+    return Inspection(where, cache.manifest, found, [_decode(cache, tokenizer, n) for n in numbers])
 
 
-def _decode(cache: Cache, number: int, rows: int = 12, entries: int = 4) -> str:
-    """A document's text, and the most probable tokens of its first rows."""
+def _tokenizer(cache: Cache) -> Any:
     from transformers import AutoTokenizer
 
     from specauf.targets import quiet_transformers
 
-    document: Document = cache.document(number, features=False)
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(cache.target.tokenizer_directory)
+        return AutoTokenizer.from_pretrained(cache.target.tokenizer_directory)
+
+
+def _decode(cache: Cache, tokenizer: Any, number: int, rows: int = 12, entries: int = 4) -> str:
+    """A document's text, and the most probable tokens of its first rows."""
+    document: Document = cache.document(number, features=False)
     split = "held out" if document.held_out else "train"
     prompt, answer = (str(tokenizer.decode(document.tokens[m])) for m in (~document.loss_mask, document.loss_mask))
     assert document.topk_ids is not None

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from cache_builder.cli import main
 from cache_builder.commands import parse_build
@@ -41,7 +43,11 @@ def test_build_inspect_and_verify(words: list[str], tmp_path: Path, capsys: pyte
     text = capsys.readouterr().out
     assert "question number" in text
     assert "retained mass" in text
-    assert main(["inspect", cache, "--json", "-"]) == 0
+    with mock.patch("transformers.AutoTokenizer.from_pretrained", wraps=AutoTokenizer.from_pretrained) as loaded:
+        assert main(["inspect", cache, "--sample=3"]) == 0
+        assert capsys.readouterr().out.count("most probable next tokens") == 3
+        assert main(["inspect", cache, "--json", "-"]) == 0
+    assert loaded.call_count == 1
     figures = json.loads(capsys.readouterr().out)
     assert figures.keys() >= {
         "identity", "documents", "tokens", "supervised_tokens", "fields", "topk_bytes_per_supervised_token",
