@@ -22,15 +22,16 @@ from cache_builder.writer import (
     StorageSpec,
     begin,
     committed_shards,
+    fit_digest,
     write_arrays,
     write_manifest,
     write_target_files,
 )
 from specauf.cache import Cache, FeatureCodec, Identity, logprobs, open_cache
 from specauf.cache.features import decode_sketch
-from specauf.cache.location import Location
+from specauf.cache.location import Location, sha256
 from specauf.cache.objects import read_checked
-from specauf.cache.reader import TARGET, fields_to_read
+from specauf.cache.reader import FEATURE_FIT, MANIFEST, TARGET, fields_to_read
 from specauf.cache.schema import CommitRecord, FeatureKind, Manifest
 from specauf.cache.shard import FEATURE_FIELDS
 from specauf.errors import UserError
@@ -81,7 +82,9 @@ def shrink(
         if f"{TARGET}.json" not in place.files():
             record = cache.target_record
             files = read_checked(cache.place.child(TARGET), record, list(record.objects))
-            write_target_files(out, identity, files, _codec(cache, identity))
+            codec = _codec(cache, identity)
+            _forget_other_fit(place, identity, codec)
+            write_target_files(out, identity, files, codec)
         if compress_features is None:
             compress_features = _compressed(cache.place, cache.record(cache.entries[0]))
         spec = StorageSpec(identity, load_codec(out, identity), compress_features, confirm=lock.confirm)
@@ -101,6 +104,19 @@ def shrink(
             advance(1)
         lock.confirm()
         return write_manifest(out, identity, cache.num_shards, _drops_of_plan(cache))
+
+
+def _forget_other_fit(place: Location, identity: Identity, codec: FeatureCodec) -> None:
+    """Let shards be made again that were, or may have been, stored with another fit, which would decode them wrongly.
+
+    A sample's eigenvectors may come out with other signs on another machine.
+    """
+    found = place.child(TARGET).read_all([FEATURE_FIT]).get(FEATURE_FIT)
+    digest = fit_digest(codec)
+    if digest is not None and (found is None or sha256(found) != digest):
+        place.remove(MANIFEST)
+        for record in committed_shards(place.url, identity).values():
+            place.remove(f"{record.name}.json")
 
 
 def smaller_identity(cache: Cache, k: int | None, features: FeatureKind | None, sketch_rank: int | None) -> Identity:

@@ -4,13 +4,16 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from cache_builder.cli import main
 from cache_builder.driver import build
-from cache_builder.shrink import shrink
+from cache_builder.shrink import shrink, smaller_arrays
+from cache_builder.writer import StorageSpec, write_arrays
 from specauf.cache import Cache, open_cache, verify
 from specauf.errors import UserError
 from tests.builder.conftest import digests, make_target, make_tokenizer, write_jsonl
@@ -105,6 +108,28 @@ def test_a_killed_run_goes_on(built: Built, small: Built, tmp_path: Path) -> Non
     (tmp_path / "small" / "shard-00001.json").unlink()
     shrink(built().url, found.url, k=2, features="int8")
     assert digests(tmp_path / "small") == before
+
+
+@pytest.mark.parametrize("left", ["other signs", "nothing", "the fit"])
+def test_shards_of_another_fit_are_made_again(built: Any, tmp_path: Path, left: str) -> None:
+    found = small(built("large"), "small", features="sketch", sketch_rank=4)
+    before, folder = digests(tmp_path / "small"), tmp_path / "small"
+    expected = arrays(found)
+    fit = folder / "target/features.safetensors"
+    if left == "nothing":
+        fit.unlink()
+    elif left == "other signs":  # as another machine's eigenvectors would have them
+        held = load(fit.read_bytes())
+        fit.write_bytes(save(held | {"basis": -held["basis"]}))
+        for n in range(found.num_shards):
+            stored = expected | {f"{n}/sketch": -expected[f"{n}/sketch"]}
+            mine = {name.partition("/")[2]: array for name, array in stored.items() if name.startswith(f"{n}/")}
+            write_arrays(str(folder), n, mine, StorageSpec(found.manifest.identity, found.codec), 0)
+    (folder / "target.json").unlink()
+    with mock.patch("cache_builder.shrink.smaller_arrays", wraps=smaller_arrays) as made:
+        shrink(str(tmp_path / "large"), found.url, features="sketch", sketch_rank=4)
+    assert made.call_count == (0 if left == "the fit" else found.num_shards)
+    assert digests(folder) == before
 
 
 def test_a_damaged_one_is_not_repaired_by_a_build_it_never_had(
