@@ -79,6 +79,7 @@ def shrink(
         progress("shrink", float(cache.num_shards), unit="shards", initial=0.0) as advance,
     ):
         begin(out, identity)
+        place.sweep()
         if f"{TARGET}.json" not in place.files():
             record = cache.target_record
             files = read_checked(cache.place.child(TARGET), record, list(record.objects))

@@ -15,6 +15,7 @@ from cache_builder.driver import build
 from cache_builder.shrink import shrink, smaller_arrays
 from cache_builder.writer import StorageSpec, write_arrays
 from specauf.cache import Cache, open_cache, verify
+from specauf.cache.location import TEMPORARY
 from specauf.errors import UserError
 from tests.builder.conftest import digests, make_target, make_tokenizer, write_jsonl
 from tests.builder.test_build import config
@@ -106,8 +107,10 @@ def test_a_killed_run_goes_on(built: Built, small: Built, tmp_path: Path) -> Non
     before = digests(tmp_path / "small")
     (tmp_path / "small" / "manifest.json").unlink()
     (tmp_path / "small" / "shard-00001.json").unlink()
+    (tmp_path / f"small/shard-00001.json{TEMPORARY}7").write_bytes(b"half")
     shrink(built().url, found.url, k=2, features="int8")
     assert digests(tmp_path / "small") == before
+    assert not list((tmp_path / "small").rglob(f"*{TEMPORARY}*"))
 
 
 @pytest.mark.parametrize("left", ["other signs", "nothing", "the fit"])
