@@ -45,7 +45,9 @@ class Sampling:
 
     def uniforms(self, numbers: Sequence[int], count: int) -> Float[Tensor, "documents count"]:
         """Random numbers of some documents: each document's depend on its number and the seed alone."""
-        rows = [np.random.Generator(np.random.Philox(key=[self.seed, n])).random(count) for n in numbers]
+        # Of plain numbers from 2**63 on numpy makes floats, and neighbouring seeds would be one.
+        keys = [np.array([self.seed, n], np.uint64) for n in numbers]
+        rows = [np.random.Generator(np.random.Philox(key=key)).random(count) for key in keys]
         return torch.from_numpy(np.stack(rows))
 
     def choose(

@@ -227,3 +227,9 @@ def test_taps_outside_the_target_are_refused(taps: tuple[int, ...], message: str
 def test_k_beyond_the_vocabulary_is_refused() -> None:
     with pytest.raises(UserError, match=f"k is {VOCAB + 1}, the target's vocabulary has {VOCAB}"):
         target(k=VOCAB + 1)
+
+
+@pytest.mark.parametrize("seed", [0, 2**62, 2**63, 2**64 - 2])
+def test_neighbouring_seeds_and_documents_draw_other_numbers(seed: int) -> None:
+    drawn = [Sampling(1.0, 4, 1.0, s).uniforms([n], 3) for s in (seed, seed + 1) for n in (0, 1)]
+    assert len({tuple(numbers[0].tolist()) for numbers in drawn}) == 4
