@@ -51,11 +51,14 @@ class Corpus:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> Conversation:
-        row = self.rows[number]
-        return row if isinstance(row, Conversation) else parse_row(row, self.form, self.where(number))
+        return self._parse(number, self.rows[number])
 
     def __iter__(self) -> Iterator[Conversation]:
-        return (self[i] for i in range(len(self)))
+        # A data set gives rows in their order in a third of the time that it takes to ask for each by its number.
+        return (self._parse(number, row) for number, row in enumerate(self.rows))
+
+    def _parse(self, number: int, row: Any) -> Conversation:
+        return row if isinstance(row, Conversation) else parse_row(row, self.form, self.where(number))
 
 
 def open_corpus(config: CorpusConfig) -> Corpus:
