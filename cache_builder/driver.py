@@ -55,9 +55,7 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     world = config.devices * config.num_nodes
     place = Location(config.out)
-    if world > 1 and config.accelerator != "gpu":
-        # Ranks that share cores and each start a thread per core spend their time waiting for each other.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.devices))
+    share_cores(config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet_end(speaks=first))
         stack.enter_context(_no_empty_directory(place) if first else contextlib.nullcontext())
@@ -77,6 +75,12 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
         _run(work, _advance(show, world), _First(missing, lock))
         lock.confirm()
         return work.finish()
+
+
+def share_cores(config: BuildConfig) -> None:
+    """Give this rank its share: ranks that each start a thread per core spend their time waiting for each other."""
+    if config.devices * config.num_nodes > 1 and config.accelerator != "gpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.devices))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 
 from cache_builder.builder import open_build
 from cache_builder.config import BuildConfig
-from cache_builder.driver import device_of
+from cache_builder.driver import device_of, share_cores
 from cache_builder.writer import StorageSpec, begin, write_manifest, write_shard, write_target
 from specauf.cache.location import Location
 from specauf.errors import UserError
@@ -101,6 +101,7 @@ def estimate(config: BuildConfig, sample: int | None, clock: Callable[[], float]
     """
     if sample is not None and sample < 1:
         raise UserError(f"sample is {sample}, expected 1 or more: set --sample")
+    share_cores(config)  # as a rank of the build does, whose time this is to say
     work = open_build(config, device=device_of(config))
     count = min(len(work.plan.numbers), config.batch_size if sample is None else sample)
     numbers = sorted({int(n) for n in np.linspace(0, len(work.plan.numbers) - 1, count)})

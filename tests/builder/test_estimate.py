@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cache_builder.builder import Build
 from cache_builder.cli import main
@@ -69,3 +70,20 @@ def test_an_estimate_of_too_few_tokens_asks_for_a_larger_sample(
     ]  # fmt: skip
     assert main(words) == 2
     assert "lower --sketch_rank, or raise --sample" in capsys.readouterr().err
+
+
+def test_a_sample_is_built_with_one_ranks_share_of_the_cores(
+    tiny_target_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    torch.set_num_threads(4)
+    make, threads = DocumentMaker.make, []
+
+    def counted(*args: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return make(*args)
+
+    monkeypatch.setattr(DocumentMaker, "make", counted)
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"prompt": f"question number {i}"} for i in range(24)])
+    estimate(config(tiny_target_dir, corpus, tmp_path / "cache", devices=2, min_answer_tokens=1), 4)
+    assert threads == [2]
