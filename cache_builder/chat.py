@@ -50,8 +50,11 @@ class ChatRenderer:
             UserError: the tokenizer has no chat template, or cannot map characters to tokens, or the date that the
                 template prints cannot be held.
         """
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise UserError("the target's tokenizer has no chat template: use an instruct model, or a text corpus")
+        if not (getattr(self.tokenizer, "chat_template", None) or self.options.get("chat_template")):
+            raise UserError(
+                "the target's tokenizer has no chat template: use an instruct model, give one as chat_template in the "
+                "target's template_options, or use a text corpus"
+            )
         if not getattr(self.tokenizer, "is_fast", False):
             raise UserError("the target's tokenizer is a slow one without character offsets: provide tokenizer.json")
         _ = self._options

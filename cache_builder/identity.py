@@ -98,6 +98,6 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def template_hash(tokenizer: Any, options: dict[str, Any]) -> str:
     """Digest of the chat template and the options it is given; empty when there is none."""
     template = getattr(tokenizer, "chat_template", None)
-    if not template:
+    if not (template or options.get("chat_template")):
         return ""
     return hashlib.sha256(json.dumps([template, options], sort_keys=True).encode()).hexdigest()

@@ -90,7 +90,8 @@ def encode(tokenizer: Any, text: str, template_options: Mapping[str, Any] | None
     Raises:
         UserError: the template cannot be read, or raises.
     """
-    if not getattr(tokenizer, "chat_template", None):
+    options = dict(template_options or {})
+    if not (getattr(tokenizer, "chat_template", None) or options.get("chat_template")):
         ids: torch.Tensor = tokenizer(text, return_tensors="pt")["input_ids"]
         return ids
     from jinja2 import TemplateError
@@ -98,7 +99,7 @@ def encode(tokenizer: Any, text: str, template_options: Mapping[str, Any] | None
     turns = [{"role": "user", "content": text}]
     try:
         return tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True, **(template_options or {})
+            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True, **options
         )["input_ids"]
     except TemplateError as error:
         raise UserError(

@@ -7,8 +7,10 @@ import pytest
 
 from cache_builder.chat import ChatRenderer, TemplateRefusesError
 from cache_builder.formats import Conversation, Message, parse_row
+from cache_builder.identity import template_hash
 from cache_builder.plan import Plan, make_plan
 from specauf.errors import UserError
+from specauf.evaluation.run import encode
 from tests.builder.conftest import CHATML, make_tokenizer, write_jsonl
 from tests.builder.test_build import config
 
@@ -224,6 +226,16 @@ def test_a_base_model_without_a_template_is_one_line() -> None:
         ChatRenderer(tokenizer, frozenset({0}), {}).require_template()
     with pytest.raises(UserError, match="no chat template: use an instruct model"):
         ChatRenderer(tokenizer, frozenset({0}), {}).prompt_ids(chat("why?"))
+
+
+def test_a_template_among_the_options_stands_in_for_the_tokenizers() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    render = ChatRenderer(tokenizer, frozenset({269}), {"chat_template": CHATML})
+    assert answers(render, chat("why?", "so")) == ["so<|im_end|>"]
+    hashes = {template_hash(tokenizer, {"chat_template": text}) for text in (CHATML, LLAMA3)}
+    assert len(hashes - {template_hash(tokenizer, {})}) == 2
+    assert encode(tokenizer, "why?", render.options).tolist() == [render.prompt_ids(chat("why?")).tolist()]
 
 
 def test_plain_text_is_supervised_from_its_second_token() -> None:
