@@ -1,5 +1,6 @@
 """Corpora: every layout of rows, and whatever odd thing a file holds ends in documents or in one line."""
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from cache_builder.corpus import CorpusConfig, open_corpus
 from cache_builder.formats import FORMATS, Conversation, Message, parse_row
+from cache_builder.stdlib_corpus import documented_functions
 from specauf.errors import UserError
 
 ASKED = (Message("user", "why?"), Message("assistant", "because"))
@@ -97,6 +99,23 @@ def test_files_that_are_no_corpus(tmp_path: Path, name: str, data: bytes, messag
     with pytest.raises(UserError, match=message) as caught:
         open_corpus(CorpusConfig(str(tmp_path / name)))
     assert "\n" not in str(caught.value)
+
+
+def test_functions_are_found_wherever_a_statement_stands(tmp_path: Path) -> None:
+    places = [
+        "if x:\n    @\nelse:\n    @", "for x in y:\n    @\nelse:\n    @", "while x:\n    @", "with x:\n    @",
+        "try:\n    @\nexcept A:\n    @\nelse:\n    @\nfinally:\n    @", "try:\n    pass\nexcept* A:\n    @",
+        "match x:\n    case 1:\n        @", "class A:\n    class B:\n        @", "@",
+        "async def f():\n    async with x:\n        @",
+    ]  # fmt: skip
+    text = "\n".join(places)
+    for n in range(text.count("@")):
+        text = text.replace("@", f"def f{n}(a=lambda: 0): 'A docstring that says a little of it.'", 1)
+    (tmp_path / "a.py").write_text(text)
+    names = [node.name for _, node, _ in documented_functions(tmp_path)]  # type: ignore[attr-defined]
+    walked = [node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    assert names == walked
+    assert len(names) == text.count("docstring") == 15
 
 
 def test_directories_and_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
