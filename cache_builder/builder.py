@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
-from safetensors.numpy import load
 
 from cache_builder.beginning import (
     as_begun,
@@ -27,10 +26,9 @@ from cache_builder.identity import make_identity, template_hash
 from cache_builder.manifest import committed_shards
 from cache_builder.plan import Plan, make_plan
 from cache_builder.target import Target
-from cache_builder.writer import StorageSpec, fit_digest, write_manifest, write_shard, write_target
+from cache_builder.writer import StorageSpec, fit_digest, load_codec, write_manifest, write_shard, write_target
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location, StoreError, sha256
-from specauf.cache.objects import read_checked
 from specauf.cache.reader import FEATURE_FIT, IDENTITY, LOCK, MANIFEST, TARGET
 from specauf.cache.schema import CommitRecord, Identity, Manifest, from_json, open_sealed
 from specauf.errors import UserError
@@ -308,18 +306,3 @@ def _at_the_commit_begun(config: BuildConfig, known: Identity | None) -> BuildCo
     if known is None or config.target.revision is not None or known.target.get("id") != config.target.model:
         return config
     return replace(config, target=replace(config.target, revision=known.target.get("revision")))
-
-
-def load_codec(out: str, identity: Identity) -> FeatureCodec:
-    """How features are stored, from the target's files of a cache in the making.
-
-    Raises:
-        UserError: the files are damaged.
-    """
-    taps = len(identity.taps)
-    if identity.features in ("none", "bf16"):
-        return FeatureCodec(identity.features, taps)
-    place = Location(out)
-    record = from_json(CommitRecord, place.read(f"{TARGET}.json"), f"{out}/{TARGET}.json")
-    arrays = load(read_checked(place.child(TARGET), record, [FEATURE_FIT])[FEATURE_FIT])
-    return FeatureCodec(identity.features, taps, arrays["channel_scale"], arrays.get("basis"))

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import logging
-import os
 import signal
 import sys
 import time
@@ -19,11 +18,13 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
-from cache_builder.builder import Build, load_codec, open_build
+from cache_builder.builder import Build, open_build
 from cache_builder.config import BuildConfig
+from cache_builder.devices import device_of, share_cores
 from cache_builder.documents import Advance
 from cache_builder.lock import BuildLock, LockLostError, RankLock
 from cache_builder.shard_writer import ShardWriter
+from cache_builder.writer import load_codec
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location
 from specauf.cache.reader import TARGET
@@ -75,12 +76,6 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
         _run(work, _advance(show, world), _First(missing, lock))
         lock.confirm()
         return work.finish()
-
-
-def share_cores(config: BuildConfig) -> None:
-    """Give this rank its share: ranks that each start a thread per core spend their time waiting for each other."""
-    if config.devices * config.num_nodes > 1 and config.accelerator != "gpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.devices))
 
 
 @contextlib.contextmanager
@@ -283,16 +278,6 @@ def _advance(show: Show, ranks: int, lock: BuildLock | None = None) -> Advance:
 
 def _silent(units: float = 1, *, note: str = "") -> None:
     """Progress of ranks other than the first."""
-
-
-def device_of(config: BuildConfig) -> torch.device:
-    """Where this rank's target goes."""
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("accelerator is gpu, but no CUDA device is there: use --accelerator=cpu")
-    if config.accelerator == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    return torch.device("cuda", local)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 
 from cache_builder.builder import open_build
 from cache_builder.config import BuildConfig
-from cache_builder.driver import device_of, share_cores
+from cache_builder.devices import device_of, share_cores
 from cache_builder.writer import StorageSpec, begin, write_manifest, write_shard, write_target
 from specauf.cache.location import Location
 from specauf.errors import UserError

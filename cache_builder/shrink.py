@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from cache_builder.beginning import require_place
-from cache_builder.builder import load_codec
 from cache_builder.config import BuildConfig
 from cache_builder.encode import feature_arrays
 from cache_builder.fit import Fitting
@@ -23,6 +22,7 @@ from cache_builder.writer import (
     begin,
     committed_shards,
     fit_digest,
+    load_codec,
     write_arrays,
     write_manifest,
     write_target_files,

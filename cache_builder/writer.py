@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from safetensors.numpy import load as load_numpy
 from safetensors.numpy import save as save_numpy
 from safetensors.torch import save as save_torch
 from torch import Tensor
@@ -25,16 +26,16 @@ from specauf.cache import logprobs
 from specauf.cache.features import FeatureCodec
 from specauf.cache.integrity import content_problems, count
 from specauf.cache.location import Location, sha256
-from specauf.cache.objects import entry_of
+from specauf.cache.objects import entry_of, read_checked
 from specauf.cache.reader import FEATURE_FIT, TARGET
-from specauf.cache.schema import FORMAT_VERSION, CommitRecord, Counts, Identity, to_json
+from specauf.cache.schema import FORMAT_VERSION, CommitRecord, Counts, Identity, from_json, to_json
 from specauf.cache.target import CONFIG, TOKENIZER, WEIGHTS
 from specauf.errors import UserError
 
 # All that it takes to write a cache, in one place.
 __all__ = [
-    "StorageSpec", "begin", "committed_shards", "fit_digest", "shard_name", "tokenizer_files", "write_arrays",
-    "write_manifest", "write_shard", "write_target", "write_target_files",
+    "StorageSpec", "begin", "committed_shards", "fit_digest", "load_codec", "shard_name", "tokenizer_files",
+    "write_arrays", "write_manifest", "write_shard", "write_target", "write_target_files",
 ]  # fmt: skip
 
 
@@ -137,6 +138,21 @@ def _fit_bytes(codec: FeatureCodec) -> bytes | None:
         return None
     arrays = {"channel_scale": codec.channel_scale, "basis": codec.basis}
     return save_numpy({name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None})
+
+
+def load_codec(out: str, identity: Identity) -> FeatureCodec:
+    """How features are stored, from the target's files of a cache in the making.
+
+    Raises:
+        UserError: the files are damaged.
+    """
+    taps = len(identity.taps)
+    if identity.features in ("none", "bf16"):
+        return FeatureCodec(identity.features, taps)
+    place = Location(out)
+    record = from_json(CommitRecord, place.read(f"{TARGET}.json"), f"{out}/{TARGET}.json")
+    arrays = load_numpy(read_checked(place.child(TARGET), record, [FEATURE_FIT])[FEATURE_FIT])
+    return FeatureCodec(identity.features, taps, arrays["channel_scale"], arrays.get("basis"))
 
 
 def write_shard(

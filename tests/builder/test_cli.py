@@ -14,6 +14,7 @@ from cache_builder.commands import parse_build
 from specauf.configs import known_configs
 from specauf.errors import UserError
 from tests.builder.conftest import digests, write_jsonl
+from tests.processes import afresh
 
 
 @pytest.fixture
@@ -167,6 +168,15 @@ def test_shrink_compresses_as_it_is_told(words: list[str], tmp_path: Path) -> No
     again = ["shrink", str(tmp_path / "plain"), f"--out={tmp_path / 'again'}", "--k=1", "--compress_features=true"]
     assert main(again) == 0
     assert compressed(tmp_path / "again")
+
+
+def test_shrinking_and_estimating_import_nothing_that_takes_seconds_and_is_not_used() -> None:
+    lines = [
+        "import sys, cache_builder.shrink", "assert 'transformers' not in sys.modules",
+        "import cache_builder.estimate", "assert 'lightning' not in sys.modules",
+    ]  # fmt: skip
+    done = afresh("-c", "\n".join(lines))
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["logits_scaling", "logit_scale", "embedding_multiplier"])
