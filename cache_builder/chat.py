@@ -66,6 +66,12 @@ class ChatRenderer:
             return self.options
         return self.options | {"chat_template": dated_template(plain_template(self.tokenizer, self.options), self.date)}
 
+    @functools.cached_property
+    def _cutting(self) -> Int[np.ndarray, " tokens"]:
+        """Tokens at which a tokenizer cuts a text before all else, so that neither side changes the other."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        return np.array([i for i, token in added.items() if not token.normalized], dtype=np.int64)
+
     def render(self, messages: Collection[Message], *, answer: bool) -> str:
         """The chat as text; with `answer`, up to where the assistant's next answer begins.
 
@@ -139,9 +145,13 @@ class ChatRenderer:
         self, text: str, position: int, ids: Int[np.ndarray, " tokens"], offsets: Int[np.ndarray, "tokens 2"]
     ) -> int:
         """How many of the text's tokens lie before a character."""
-        head = self.tokenizer(text[:position], add_special_tokens=False)["input_ids"]
-        if list(ids[: len(head)]) == head:
-            return len(head)
+        cuts = np.flatnonzero(np.isin(ids, self._cutting) & (offsets[:, 1] <= position))
+        # From the last cut on: whole chats for both ends of every answer take longer than the target's own pass.
+        for first in [*cuts[-1:].tolist(), 0]:
+            start = int(offsets[first, 0]) if first else 0
+            part = self.tokenizer(text[start:position], add_special_tokens=False)["input_ids"]
+            if list(ids[first : first + len(part)]) == part:
+                return int(first) + len(part)
         # A token straddles the place. Offsets come second: some tokenizers trim the white space off them.
         return int((offsets[:, 1] <= position).sum())
 
