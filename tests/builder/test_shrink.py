@@ -34,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
     @functools.cache
     def made(**changes: Any) -> Cache:
-        out = folder / "-".join(["cache", *map(str, changes.values())])
+        out = folder / "-".join(["cache", *(f"{name}={value}" for name, value in changes.items())])
         build(config(folder / "target", corpus, out, **changes))
         return open_cache(str(out))
 
@@ -114,8 +114,8 @@ def test_a_killed_run_goes_on(built: Built, small: Built, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("left", ["other signs", "nothing", "the fit"])
-def test_shards_of_another_fit_are_made_again(built: Any, tmp_path: Path, left: str) -> None:
-    found = small(built("large"), "small", features="sketch", sketch_rank=4)
+def test_shards_of_another_fit_are_made_again(built: Built, small: Built, tmp_path: Path, left: str) -> None:
+    found = small(built(), features="sketch", sketch_rank=4)
     before, folder = digests(tmp_path / "small"), tmp_path / "small"
     expected = arrays(found)
     fit = folder / "target/features.safetensors"
@@ -130,7 +130,7 @@ def test_shards_of_another_fit_are_made_again(built: Any, tmp_path: Path, left: 
             write_arrays(str(folder), n, mine, StorageSpec(found.manifest.identity, found.codec), 0)
     (folder / "target.json").unlink()
     with mock.patch("cache_builder.shrink.smaller_arrays", wraps=smaller_arrays) as made:
-        shrink(str(tmp_path / "large"), found.url, features="sketch", sketch_rank=4)
+        shrink(built().url, found.url, features="sketch", sketch_rank=4)
     assert made.call_count == (0 if left == "the fit" else found.num_shards)
     assert digests(folder) == before
 
@@ -145,23 +145,21 @@ def test_a_damaged_one_is_not_repaired_by_a_build_it_never_had(
 
 
 @pytest.mark.parametrize("inside", ["smaller", "shard-00000.zarr/smaller"])
-def test_a_cache_inside_another_is_refused(
-    built: Any, documents: Path, tiny_target_dir: Path, tmp_path: Path, inside: str
-) -> None:
-    large = built("large", max_documents=2)
-    before = digests(tmp_path / "large")
-    (tmp_path / "link").symlink_to(tmp_path / "large")
-    for out in (tmp_path / "large" / inside, tmp_path / "link" / inside):
-        with pytest.raises(UserError, match=rf"{out} lies inside the cache {tmp_path}/large: give another --out"):
-            shrink(large.url, str(out), k=2)
+def test_a_cache_inside_another_is_refused(built: Built, tmp_path: Path, inside: str) -> None:
+    large = Path(built(max_documents=2).url)
+    before = digests(large)
+    (tmp_path / "link").symlink_to(large)
+    for out in (large / inside, tmp_path / "link" / inside):
+        with pytest.raises(UserError, match=rf"{out} lies inside the cache {large}: give another --out"):
+            shrink(str(large), str(out), k=2)
         with pytest.raises(UserError, match="lies inside the cache"):
-            build(config(tiny_target_dir, documents, out))
-    assert digests(tmp_path / "large") == before
-    assert not (tmp_path / "large" / inside).exists()
+            build(config(large.parent / "target", large.parent / "corpus.jsonl", out))
+    assert digests(large) == before
+    assert not (large / inside).exists()
 
 
-def test_a_remote_cache_inside_another_is_refused(built: Any, tmp_path: Path) -> None:
-    large = built("large", max_documents=2)
+def test_a_remote_cache_inside_another_is_refused(built: Built, tmp_path: Path) -> None:
+    large = built(max_documents=2)
     url = f"memory://{tmp_path.name}"
     shrink(large.url, f"{url}/small/er", k=2)
     with pytest.raises(UserError, match=rf"lies inside the cache {url}/small/er: give another --out"):
@@ -170,19 +168,22 @@ def test_a_remote_cache_inside_another_is_refused(built: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_run_that_compresses_otherwise_is_not_a_repetition(built: Any, tmp_path: Path, *, finished: bool) -> None:
-    found = small(built("large"), "small", k=2)
+def test_a_run_that_compresses_otherwise_is_not_a_repetition(
+    built: Built, small: Built, tmp_path: Path, *, finished: bool
+) -> None:
+    found = small(built(), k=2)
     if not finished:
         (tmp_path / "small/manifest.json").unlink()
         (tmp_path / "small/shard-00001.json").unlink()
     before = digests(tmp_path / "small")
     for _ in range(2):
         with pytest.raises(UserError, match=r"compress_features: False in .*small holds, True now: give the same, or"):
-            shrink(str(tmp_path / "large"), found.url, k=2, compress_features=True)
+            shrink(built().url, found.url, k=2, compress_features=True)
     assert digests(tmp_path / "small") == before
-    shrink(str(tmp_path / "large"), found.url, k=2, compress_features=False)
-    none = small(open_cache(str(tmp_path / "large")), "none", features="none")
-    shrink(str(tmp_path / "large"), none.url, features="none", compress_features=True)
+    shrink(built().url, found.url, k=2, compress_features=False)
+    none = str(tmp_path / "none")
+    for compress in (False, True):  # nothing there to compress
+        shrink(built().url, none, features="none", compress_features=compress)
 
 
 @pytest.mark.parametrize(
