@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 
 from specauf.errors import UserError
 
+_PLACE = "give {} with --target (of cache-builder --target.model)"
+
 
 def _refused(error: BaseException | None) -> bool:
     """Whether the hub said that this user may not have it."""
@@ -42,9 +44,9 @@ def one_line_errors(name: str, where: str | None) -> Iterator[None]:
         elif isinstance(error, ImportError):
             hint = "install what is named and run the command again"
         elif "offline" in text or "connect" in text or "couldn't reach" in text or "cached files" in text:
-            hint = "connect to huggingface.co once, unset HF_HUB_OFFLINE, or give --target.model=DIRECTORY"
+            hint = f"connect to huggingface.co once, unset HF_HUB_OFFLINE, or {_PLACE.format('a directory')}"
             if where is not None and not Path(where).exists():
                 hint += f" (there is no {where} here)"
         else:
-            hint = "give a hub id or a local directory with config, tokenizer and weights, --target.model=..."
+            hint = _PLACE.format("a hub id or a local directory with config, tokenizer and weights")
         raise UserError(f"target {name} ({where}) cannot be loaded: {said} -- {hint}") from error

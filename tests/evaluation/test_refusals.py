@@ -36,7 +36,7 @@ CASES = {
     "no such device": (["--device=gpu0"], "device: gpu0 found; cpu, cuda or cuda:N expected"),
     "no such card": (["--device=cuda:99"], "device: cuda:99 found"),
     "out is a file": (["--out={tmp}/broken.jsonl"], "broken.jsonl: File exists"),
-    "a damaged target": (["--target={tmp}/cut"], "cannot be loaded: "),
+    "a damaged target": (["--target={tmp}/cut"], "and weights with --target (of cache-builder --target.model)"),
     "an incomplete target": (
         ["--target={tmp}/lacking"],
         "1 tensors are missing from its weights, the first model.layers.3",
