@@ -34,12 +34,31 @@ def load_drafter(path: Path | str, num_target_layers: int | None = None) -> Draf
     return drafter_of(load_checkpoint(file), file).eval()
 
 
-def weights_digest(path: Path) -> str:
-    """Sha256 over the files that hold the weights of the drafter at `path`, which may be all that `load_drafter` reads.
+def weights_digest(drafter: Drafter) -> str:
+    """Sha256 of a drafter's weights, the same for a run and for what was exported of it.
+
+    They are taken as exports store them, in bfloat16, and without `fc`: a sketch is folded into it with other rounding
+    on other machines.
+    """
+    digest = hashlib.sha256(drafter.name.encode())
+    for name, value in sorted(drafter.state_dict().items()):
+        if name != "fc.weight":
+            digest.update(f"{name} {list(value.shape)}".encode())
+            digest.update(value.detach().to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def known_digests(drafter: Drafter, path: Path) -> frozenset[str]:
+    """Digests by which a record may know this drafter, which was read from `path`.
 
     Raises:
         UserError: nothing there is a drafter.
     """
+    return frozenset((weights_digest(drafter), _files_digest(path)))
+
+
+def _files_digest(path: Path) -> str:
+    """What early evaluation records hold instead: of the files with the weights."""
     files = sorted(path.glob("*.safetensors")) if is_model_directory(path) else [find_checkpoint(path)]
     digest = hashlib.sha256()
     for file in files:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from specauf.cache import Cache, open_cache
-from specauf.checkpoint import load_drafter, weights_digest
+from specauf.checkpoint import known_digests, load_drafter
 from specauf.command import beside_json, run_function, write_json
 from specauf.drafters import Drafter, TargetVocabulary
 from specauf.errors import UserError
@@ -50,8 +50,8 @@ def audit_command(
     if not 0 < gamma < math.inf:
         raise UserError(f"gamma is {gamma}: give a number above 0")
     opened = open_cache(cache)
-    evaluated = _evaluated(evaluation, run, drafter)
     loaded = load_drafter(drafter, opened.manifest.identity.num_target_layers)
+    evaluated = _evaluated(evaluation, run, drafter, loaded)
     if evaluated is not None:
         evaluated["block_size"] = evaluated["block_size"] or loaded.config.block_size
     _check(loaded, opened, cache)
@@ -128,7 +128,7 @@ def _texts(cache: Cache) -> Any:
     return text
 
 
-def _evaluated(file: Path | None, run: str | None, drafter: Path) -> dict[str, Any] | None:
+def _evaluated(file: Path | None, run: str | None, place: Path, drafter: Drafter) -> dict[str, Any] | None:
     from specauf.evaluation.cli import EVALUATION, read_record
 
     if file is None:
@@ -143,10 +143,10 @@ def _evaluated(file: Path | None, run: str | None, drafter: Path) -> dict[str, A
     name = run or next(iter(runs))
     if name not in runs:
         raise UserError(f"run: {name} found, one of {', '.join(runs)} expected: name one of {file} with --run")
-    digest = weights_digest(drafter)
-    if record.get("drafters", {}).get(name, digest) != digest:
+    digest = record.get("drafters", {}).get(name)
+    if digest is not None and digest not in known_digests(drafter, place):
         raise UserError(
-            f"run: {name} in {file} has other weights than {drafter}: evaluate this drafter, or name its run with --run"
+            f"run: {name} in {file} has other weights than {place}: evaluate this drafter, or name its run with --run"
         )
     return {**runs[name], "block_size": greedy[0]["benchmark"]["block_size"]}
 

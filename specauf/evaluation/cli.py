@@ -78,6 +78,7 @@ def evaluate_command(
     config = config if dtype is None else replace(config, dtype=dtype)
     depth = target_layers(config) if any(map(lacks_depth, named.values())) else None
     loaded = {name: load_drafter(path, depth) for name, path in named.items()}
+    digests = {name: weights_digest(drafter) for name, drafter in loaded.items()}  # before they change their type
     _check_blocks(loaded, block_sizes)
     out.mkdir(parents=True, exist_ok=True)
     if device == "auto":
@@ -107,7 +108,7 @@ def evaluate_command(
         target=target,
         identity=identity,
         dtype=config.dtype,
-        drafters={name: weights_digest(path) for name, path in named.items()},
+        drafters=digests,
         training={name: curves for name, path in named.items() if (curves := training_curves(path))},
     )
     _save(record, out / EVALUATION)

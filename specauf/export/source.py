@@ -13,9 +13,9 @@ from specauf.checkpoint import (
     drafter_of,
     find_checkpoint,
     is_model_directory,
+    known_digests,
     load_checkpoint,
     load_directory,
-    weights_digest,
 )
 from specauf.drafters import Drafter
 from specauf.drafters.files import open_weights
@@ -67,7 +67,7 @@ def read_source(path: Path, num_target_layers: int | None = None) -> Source:
         about = replace(
             about,
             objective=_objective(run / "config.yaml"),
-            measured=_measured(run, weights_digest(file)),
+            measured=_measured(run, drafter, file),
             provenance=_provenance(record),
         )
     return Source(drafter, torch.float32, about, cache, checkpoint["specauf"].get("cache_fingerprint"))
@@ -122,7 +122,7 @@ def _objective(path: Path) -> str | None:
     return describe_objective(loss)
 
 
-def _measured(run: Path, digest: str) -> tuple[str, ...]:
+def _measured(run: Path, drafter: Drafter, checkpoint: Path) -> tuple[str, ...]:
     """Measurements of these very weights, beside the run or beside its sibling runs."""
     for folder in (run, run.resolve().parent):
         file = folder / "evaluation.json"
@@ -131,7 +131,8 @@ def _measured(run: Path, digest: str) -> tuple[str, ...]:
         record = read_run_file(file)
         try:
             known: dict[str, str] = record.get("drafters", {})
-            lines = tuple(line for name in known if known[name] == digest for line in tau_lines(record, name, file))
+            own = known_digests(drafter, checkpoint)
+            lines = tuple(line for name in known if known[name] in own for line in tau_lines(record, name, file))
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{file}: not as `specauf evaluate` writes it ({error}); remove it to export without what it says"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from specauf.cache import open_cache
-from specauf.checkpoint import find_checkpoint, weights_digest
+from specauf.checkpoint import find_checkpoint, load_drafter, weights_digest
 from specauf.cli import main
 from specauf.drafters import DFlashDrafter, DominoSpec, MaskedSpec
 from specauf.errors import UserError
@@ -74,7 +74,7 @@ def _asked(command, asked):
 
 def test_the_card_says_what_the_run_was(run, tmp_path, monkeypatch):
     evaluation = {
-        "format": 2, "target": "tiny", "dtype": "float32", "drafters": {"auf": weights_digest(run)},
+        "format": 2, "target": "tiny", "dtype": "float32", "drafters": {"auf": weights_digest(load_drafter(run))},
         "benchmark": Setting(128, block_size=4).to_dict()
         | {"name": "humaneval", "prompts": 32, "setting": "greedy, block 4"},
         "environment": {"date": "2026-11-24"},
@@ -112,7 +112,7 @@ def test_a_card_tells_nothing_of_other_weights_or_of_where_the_target_lay(run, t
         "runs": {"auf": figures, "old": figures},
         "benchmark": Setting(128).to_dict() | {"name": "humaneval", "prompts": 32, "setting": "greedy"},
         "environment": {"date": "2026-11-24"},
-        "drafters": {"old": "of other weights", "auf": weights_digest(run)},
+        "drafters": {"old": "of other weights", "auf": weights_digest(load_drafter(run))},
     }  # fmt: skip
     file = run / "evaluation.json"
     file.write_text(json.dumps(record))

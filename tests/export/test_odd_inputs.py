@@ -1,11 +1,13 @@
 """What export and import say of caches, flags and configs that do not belong together."""
 
+import hashlib
 import json
 
 import pytest
 
+from specauf.checkpoint import find_checkpoint, known_digests, load_drafter, weights_digest
 from specauf.cli import main
-from tests.export.conftest import refused
+from tests.export.conftest import change, refused
 from tests.training.conftest import write_tiny_cache
 
 
@@ -44,3 +46,28 @@ def test_a_config_of_the_wrong_types_is_one_line_whoever_reads_it(run, tmp_path,
         (out / "config.json").write_text(json.dumps(raw))
         for words in (["import", out, f"--out={out}-ours"], ["export", "--check", out]):
             assert field in refused(capsys, *words)
+
+
+def test_an_export_is_the_drafter_that_it_was_made_of(run, cache, tmp_path, capsys):
+    """In an audit beside the evaluation of one, the other is no other drafter; nor is it on a card."""
+    mine, evaluation = weights_digest(load_drafter(run)), run / "evaluation.json"
+    figures = {"tau_pooled": 2.345, "tau_pooled_95": [2.1, 2.5], "tau_per_prompt": 2.4}
+    bench = {"name": "b", "prompts": 3, "setting": "greedy", "max_new_tokens": 9, "temperature": 0, "block_size": None}
+    part = {"runs": {"x": figures}, "benchmark": bench}
+    record = part | {"format": 2, "parts": [part], "target": "t", "dtype": "float32", "environment": {"date": "today"}}
+    for to, dtype in (("zlab", "bfloat16"), ("zlab", "float32"), ("speculators", "bfloat16")):
+        out = tmp_path / f"{to}-{dtype}"
+        assert main(["export", str(run), f"--out={out}", f"--to={to}", f"--dtype={dtype}"]) == 0
+        assert weights_digest(load_drafter(out)) == mine
+    evaluation.write_text(json.dumps(record | {"drafters": {"x": weights_digest(load_drafter(out))}}))
+    audit = ["audit", str(cache), str(run), f"--evaluation={run}"]
+    assert main(audit) == 0
+    assert main(["export", str(run), f"--out={tmp_path / 'measured'}"]) == 0
+    assert "2.345 pooled" in (tmp_path / "measured/README.md").read_text()
+    # Records of before held a digest of the files.
+    whole = hashlib.sha256(find_checkpoint(run).read_bytes()).digest()
+    assert hashlib.sha256(whole).hexdigest() in known_digests(load_drafter(run), run)
+    change(out, lambda raw, weights: weights["layers.0.mlp.up_proj.weight"].mul_(2))
+    assert weights_digest(load_drafter(out)) != mine
+    evaluation.write_text(json.dumps(record | {"drafters": {"x": weights_digest(load_drafter(out))}}))
+    assert "has other weights than" in refused(capsys, *audit)
