@@ -22,7 +22,7 @@ from specauf.progress import progress
 
 Row = dict[str, Any]
 PLAIN = "plain"
-ROWS = 2  # raised when the same command gives other rows than the release before
+ROWS = 3  # raised when the same command gives other rows than the release before
 
 
 def evaluate_prompts(
@@ -39,7 +39,8 @@ def evaluate_prompts(
     """One row a prompt and setting: tokens and seconds of plain decoding, of `generate`, and of every drafter.
 
     Each finished row is appended to `rows_file`, so an interrupted evaluation goes on at the first missing one.
-    Rows of other drafter weights or another target are refused, and those measured on another device or release.
+    Rows of other drafter weights, another target or other prompt tokens are refused, and those measured on another
+    device or release.
 
     Args:
         target: the causal LM that verifies.
@@ -58,17 +59,25 @@ def evaluate_prompts(
     key = _key(drafters, {**identity, "template_options": options})
     place = environment(target.device)
     finished = {_place(row): row for row in _finished(rows_file, key, place)}
+    # All at once: a template may print the date, and this may go on past midnight.
+    ids = {p: encode(tokenizer, p.text, options) for prompts in benchmarks.values() for p in prompts}
     todo = [(name, s, p) for name, prompts in benchmarks.items() for s in settings for p in prompts]
     wanted = [(name, json.dumps(s.to_dict()), p.task_id, p.digest) for name, s, p in todo]
+    for (_, _, prompt), where in zip(todo, wanted, strict=True):
+        if where in finished and finished[where].get("ids") != _ids_digest(ids[prompt]):
+            raise UserError(
+                f"prompt {prompt.task_id}: other tokens in {rows_file} than the chat template gives now, because it "
+                "prints the date or has changed: delete the file, or give another --out"
+            )
     missing = [item for item, place in zip(todo, wanted, strict=True) if place not in finished]
     if missing:
-        _warm_up(target, encode(tokenizer, missing[0][2].text, options), drafters)
+        _warm_up(target, ids[missing[0][2]], drafters)
     vocabulary = TargetVocabulary.from_target(target) if drafters else None
     done = len(todo) - len(missing)
     with progress("decoding", len(todo), unit="prompts", initial=done) as advance, rows_file.open("a") as out:
         for name, setting, prompt in missing:
             row = {"key": key, "environment": place, "benchmark": name, "setting": setting.to_dict()}
-            row |= decode_prompt(target, encode(tokenizer, prompt.text, options), drafters, prompt, setting, vocabulary)
+            row |= decode_prompt(target, ids[prompt], drafters, prompt, setting, vocabulary)
             out.write(json.dumps(row) + "\n")
             out.flush()
             finished[_place(row)] = row
@@ -137,6 +146,7 @@ def decode_prompt(
     row: Row = {
         "task_id": prompt.task_id,
         "digest": prompt.digest,
+        "ids": _ids_digest(ids),
         "prompt_tokens": ids.shape[1],
         "generate": {"tokens": len(expected), "seconds": seconds},
         "plain": {},
@@ -221,6 +231,11 @@ def _key(drafters: Mapping[str, Drafter], identity: Mapping[str, Any]) -> str:
         for parameter in drafter.state_dict().values():
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _ids_digest(ids: torch.Tensor) -> str:
+    """Tells prompts apart that have one text, and another date around it."""
+    return hashlib.sha256(json.dumps(ids.tolist()).encode()).hexdigest()[:8]
 
 
 def _place(row: Row) -> tuple[str, str, str, str]:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 from specauf.cli import main
 from specauf.evaluation import run as run_module
@@ -22,6 +24,23 @@ def test_rows_measured_elsewhere_are_refused(place, tmp_path, monkeypatch, capsy
     capsys.readouterr()
     assert main(command(place, tmp_path)) == 2
     assert f"device: CPU in {rows} line 1, H100 now" in capsys.readouterr().err
+    assert rows.read_text() == before
+
+
+def test_rows_of_a_prompt_that_names_another_day_are_refused(place, tmp_path, monkeypatch, capsys):
+    """Some templates print today's date around the same turn."""
+    shutil.copytree(place / "target", tmp_path / "target")
+    words = command(place, tmp_path / "out", f"--target={tmp_path}/target")
+    template = "{{ strftime_now('%d') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (tmp_path / "target/chat_template.jinja").write_text(template)
+    assert main([*words, "--limit=1"]) == 0
+    tomorrow = SimpleNamespace(now=lambda: datetime.now() + timedelta(days=1))
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", tomorrow)
+    rows = tmp_path / "out/evaluation.jsonl"
+    before = rows.read_text()
+    capsys.readouterr()
+    assert main(words) == 2
+    assert f"prompt prompts/1: other tokens in {rows} than the chat template gives now" in capsys.readouterr().err
     assert rows.read_text() == before
 
 
