@@ -27,7 +27,8 @@ def overview(record: Record, path: Path) -> None:
     _survival(axes[1], runs, "accepted_per_slot")
     _speed(axes[2], runs)
     bench = record["benchmark"]
-    figure.suptitle(f"{record['target']}, {bench['name']}, {prompt_count(bench)}, {bench['setting']}")
+    title = f"{record['target']}, {bench['name']}, {prompt_count(bench)}, {bench['setting']}"
+    figure.suptitle(_plain(title))
     figure.savefig(path, dpi=130)
 
 
@@ -63,8 +64,13 @@ def figures(record: Record) -> list[Figure]:
 
 
 def _legible(by_name: Record) -> Record:
-    """Names that matplotlib shows as they are: it would set what stands between $ as a formula, and hide _names."""
-    return {(" " if name.startswith("_") else "") + name.replace("$", r"\$"): value for name, value in by_name.items()}
+    """Names that matplotlib shows as they are; it would hide _names."""
+    return {(" " if name.startswith("_") else "") + _plain(name): value for name, value in by_name.items()}
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is: it would set what stands between $ as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _subplots(columns: int, width: int | float) -> tuple[Any, list[Any]]:

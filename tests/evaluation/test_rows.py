@@ -89,6 +89,8 @@ def test_odd_names_of_drafters(place, tmp_path, capsys):
     shutil.copytree(place / "one", odd)
     words = [w for w in command(place, tmp_path / "out", "--limit=1") if not w.startswith(("first", "second"))]
     words[1:1] = [str(odd), f"x$\\foo$={place}/two"]
+    prompts = shutil.copy(place / "prompts.jsonl", tmp_path / "p$_{$.jsonl")
+    words.append(f'--benchmarks=["{prompts}"]')
     assert main(words) == 0
     assert list(record_of(tmp_path / "out")["runs"]) == ["lr=0.1", "x$\\foo$"]
     assert main(["report", str(tmp_path / "out")]) == 0
