@@ -86,7 +86,8 @@ def evaluate_command(
     model, tokenizer = load_target(config, device=device)
     left_out = without_processors(model)
     if left_out:
-        print(f"note: {', '.join(left_out)} of the target's generation_config left out, of generate too")
+        note = f"note: {', '.join(left_out)} of the target's generation_config left out, of generate too"
+        print(note, file=beside_json(json))
     for name, drafter in loaded.items():
         check_fits(name, drafter, model)
         use_onednn(drafter.to(device, getattr(torch, config.dtype)).requires_grad_(False))
