@@ -2,6 +2,7 @@
 
 import csv
 import json as json_module
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -186,12 +187,22 @@ def training_curves(run: Path) -> dict[str, dict[str, list[float]]]:
         with file.open(newline="") as lines:
             for row in csv.DictReader(lines):
                 for name in CURVES:
-                    if row.get(name) and row.get("step"):
-                        curves.setdefault(name, {})[float(row["step"])] = float(row[name])
+                    step, value = _number(row.get("step")), _number(row.get(name))
+                    if step is not None and value is not None:
+                        curves.setdefault(name, {})[step] = value
     points = {name: sorted(curve.items()) for name, curve in curves.items()}
     return {
         name: dict(zip(("step", "value"), map(list, zip(*p, strict=True)), strict=True)) for name, p in points.items()
     }
+
+
+def _number(text: str | None) -> float | None:
+    """What a cell of a log holds; None for an empty one, for NaN, and where a killed run left half a number."""
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def report_command(runs: list[Path], out: Path | None = None) -> None:

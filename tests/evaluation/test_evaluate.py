@@ -122,9 +122,11 @@ def test_training_curves_come_into_the_report(place, tmp_path):
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((place / "one" / name).read_bytes())
-    # A run that was resumed at step 9: the log of before, whose last row was trained again.
+    # A run that was resumed at step 9: the log of before, whose last row was trained again; killed at step 29.
     (folder / "metrics-1.csv").write_text("step,train/support_ratio,val/tau\n4,0.3,\n14,0.9,\n")
-    (folder / "metrics.csv").write_text("step,train/support_ratio,val/tau\n9,0.1,\n14,0.4,\n19,0.2,\n19,,1.5\n")
+    (folder / "metrics.csv").write_text(
+        "step,train/support_ratio,val/tau\n9,0.1,\n14,0.4,\n19,0.2,\n19,,1.5\n24,,nan\n29,2e-"
+    )
     arguments = [a for a in command(place, tmp_path / "out") if not a.startswith(("first", "second"))]
     assert main([arguments[0], f"mine={folder}", *arguments[1:]]) == 0
     curves = record_of(tmp_path / "out")["training"]["mine"]
