@@ -117,7 +117,7 @@ def speculative_stream(
             f"target: {type(target).__name__} keeps a state that cannot be rolled back; decode it with a server that "
             "supports it"
         )
-    _check_target(target.config, [len(p) for p in prompts], max_new_tokens + slots)
+    check_target(target.config, [len(p) for p in prompts], max_new_tokens, slots)
     if drafter is not None:
         vocabulary = vocabulary or TargetVocabulary.from_target(target)
         _check_drafter(drafter, target)
@@ -269,20 +269,28 @@ def _check_drafter(drafter: Drafter, target: Any) -> None:
         )
 
 
-def _check_target(config: Any, lengths: list[int], more: int) -> None:
+def check_target(config: Any, lengths: list[int], max_new_tokens: int, slots: int) -> None:
     """Refuse targets that would not say what plain decoding says.
 
     Args:
         config: the target's.
         lengths: tokens of the prompts that are decoded together.
-        more: tokens of the longest answer with a block behind it.
+        max_new_tokens: of the longest answer.
+        slots: of the block behind it.
 
     Raises:
-        UserError: the target's state cannot go back to an earlier token, its rotary frequencies change on the way, or
-            it cannot read several prompts of different lengths.
+        UserError: the target's state cannot go back to an earlier token, it has too few positions, its rotary
+            frequencies change on the way, or it cannot read several prompts of different lengths.
     """
     text = config.get_text_config()
-    prompts, longest = len(lengths), max(lengths) + more
+    prompts, longest = len(lengths), max(lengths) + max_new_tokens + slots
+    rotates = getattr(text, "rope_parameters", None) or getattr(text, "rope_theta", None)
+    table = None if rotates else getattr(text, "max_position_embeddings", None)
+    if table and max(lengths) + max_new_tokens > table:
+        raise UserError(
+            f"max_new_tokens: {max_new_tokens} behind a prompt of {max(lengths)} tokens, the target has {table} "
+            "positions: give shorter prompts or a smaller max_new_tokens"
+        )
     # Older families give a window to all layers, without layer_types.
     reached = (getattr(text, "sliding_window", None) or longest) < longest
     kinds = set(getattr(text, "layer_types", None) or ["sliding_attention" if reached else "full_attention"])

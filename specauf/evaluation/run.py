@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig
 
 from specauf.decoding import DecodeResult, speculative_generate
+from specauf.decoding.speculative import check_target
 from specauf.drafters import Drafter, TargetVocabulary
 from specauf.errors import UserError
 from specauf.evaluation.benchmarks import Prompt
@@ -70,8 +71,11 @@ def evaluate_prompts(
                 "prints the date or has changed: delete the file, or give another --out"
             )
     missing = [item for item, place in zip(todo, wanted, strict=True) if place not in finished]
+    slots = max((drafter.config.slots for drafter in drafters.values()), default=0)
+    for _, setting, prompt in missing:  # before hours of decoding, and before `generate` meets it
+        check_target(target.config, [ids[prompt].shape[1]], setting.max_new_tokens, slots)
     if missing:
-        _warm_up(target, ids[missing[0][2]], drafters)
+        _warm_up(target, ids[missing[0][2]], drafters, min(4, missing[0][1].max_new_tokens))
     vocabulary = TargetVocabulary.from_target(target) if drafters else None
     done = len(todo) - len(missing)
     with progress("decoding", len(todo), unit="prompts", initial=done) as advance, rows_file.open("a") as out:
@@ -217,10 +221,10 @@ def _generate(target: Any, ids: torch.Tensor, setting: Setting, seed: int) -> tu
     return tokens, time.perf_counter() - started
 
 
-def _warm_up(target: Any, ids: torch.Tensor, drafters: Mapping[str, Drafter]) -> None:
+def _warm_up(target: Any, ids: torch.Tensor, drafters: Mapping[str, Drafter], tokens: int) -> None:
     """The first calls of a process pay for allocation; keep that out of the first prompt's seconds."""
     for drafter in (None, *drafters.values()):
-        speculative_generate(target, drafter, ids, max_new_tokens=4)
+        speculative_generate(target, drafter, ids, max_new_tokens=tokens)
 
 
 def _key(drafters: Mapping[str, Drafter], identity: Mapping[str, Any]) -> str:

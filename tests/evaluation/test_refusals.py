@@ -6,12 +6,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from specauf.cli import main
 from specauf.drafters import TargetVocabulary
 from specauf.errors import UserError
 from specauf.export import TargetFacts, export_speculators
-from tests.builder.conftest import make_target
+from tests.builder.conftest import make_target, make_tokenizer
 from tests.evaluation.conftest import command, tiny_drafter
 
 CASES = {
@@ -59,8 +60,6 @@ def test_evaluate_refuses_in_one_line(case, place, tmp_path, capsys):
     (tmp_path / "bad.parquet").write_bytes(b"PAR0")
     if case == "other target":
         make_target(layers=5).save_pretrained(tmp_path / "other")
-        from tests.builder.conftest import make_tokenizer
-
         make_tokenizer().save_pretrained(tmp_path / "other")
     options, says = CASES[case]
     if "{tmp}/lacking" in options[0] or "{tmp}/cut" in options[0]:
@@ -154,6 +153,20 @@ def test_a_template_that_raises_is_one_line(template, place, tmp_path, capsys):
     assert main(words) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: the target's chat template ")
+
+
+def test_an_answer_beyond_the_targets_positions_is_refused_before_any_is_decoded(place, tmp_path, capsys):
+    sizes = {"vocab_size": make_target().config.vocab_size, "n_embd": 32, "n_layer": 8, "n_head": 4}
+    config = GPT2Config(**sizes, n_positions=64, bos_token_id=None, eos_token_id=None)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "target")
+    make_tokenizer().save_pretrained(tmp_path / "target")
+    words = command(place, tmp_path / "out", f"--target={tmp_path}/target", "--limit=1")
+    assert main(words) == 0
+    (row,) = (tmp_path / "out/evaluation.jsonl").read_text().splitlines()
+    left = 64 - json.loads(row)["prompt_tokens"]
+    assert main([*words, f"--max_new_tokens={left}"]) == 0
+    assert main([*words, f"--max_new_tokens={left + 1}"]) == 2
+    assert f"max_new_tokens: {left + 1} behind a prompt of" in capsys.readouterr().err
 
 
 def test_an_audit_needs_a_decay(capsys):
