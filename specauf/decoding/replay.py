@@ -5,7 +5,7 @@ blocks from the answer's start, moving on by A + 1, goes through the very cycles
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ class Answered(Protocol):
     def sketch(self) -> Float[np.ndarray, "tokens rank"] | None:
         """The features' sketch."""
         ...
+
+
+Doc = TypeVar("Doc", bound=Answered)
 
 
 class Replay(NamedTuple):
@@ -81,13 +84,14 @@ def replay(
     training = drafter.training
     drafter.eval()
     try:
-        return [one for group in _groups(documents, max_tokens) for one in _replay(drafter, vocabulary, group, block)]
+        return [one for group in groups(documents, max_tokens) for one in _replay(drafter, vocabulary, group, block)]
     finally:
         drafter.train(training)
 
 
-def _groups(documents: Iterable[Answered], max_tokens: int) -> Iterator[list[Answered]]:
-    group: list[Answered] = []
+def groups(documents: Iterable[Doc], max_tokens: int) -> Iterator[list[Doc]]:
+    """Documents that share their passes: about so many tokens together."""
+    group: list[Doc] = []
     for document in documents:
         if group and sum(len(d.tokens) for d in group) + len(document.tokens) > max_tokens:
             yield group

@@ -11,9 +11,11 @@ from torch import Tensor
 from specauf.cache import Document
 from specauf.data.batch import BlockBatch, BlockTargets
 from specauf.data.blocks import block_targets, sample_anchors
-from specauf.decoding.replay import Replay, answers, replay
+from specauf.decoding.replay import Replay, answers, groups, replay
 from specauf.drafters import Drafter, TargetVocabulary
 from specauf.errors import UserError
+
+GROUP_TOKENS = 4096  # documents that share replay's passes: a large target's features take 80 kB a token
 
 
 @dataclass(frozen=True)
@@ -159,21 +161,20 @@ def observe_documents(
         UserError: none of them has a block.
     """
     training, decoding, accepted, as_evaluated = [], [], [], []
-    for document in documents:
-        rng = np.random.default_rng((seed, 0, document.index))
-        drawn = sample_anchors(document.loss_mask, anchors_per_document, rng)
-        [cycles] = replay(drafter, vocabulary, [document])
-        seen = visited(document, cycles)
-        if not len(drawn) or not len(seen):
-            continue
-        training.append(observe(drafter, vocabulary, document, drawn))
-        decoding.append(observe(drafter, vocabulary, document, seen, every_slot=False))
-        accepted.append(cycles.accepted.tolist())
-        if evaluated_block in (None, drafter.config.block_size):
-            as_evaluated.append(accepted[-1])
-        else:
-            [shorter] = replay(drafter, vocabulary, [document], block_size=evaluated_block)
-            as_evaluated.append(shorter.accepted.tolist())
+    for group in groups(documents, GROUP_TOKENS):
+        cycles = replay(drafter, vocabulary, group)
+        as_trained = evaluated_block in (None, drafter.config.block_size)
+        shorter = cycles if as_trained else replay(drafter, vocabulary, group, block_size=evaluated_block)
+        for document, whole, short in zip(group, cycles, shorter, strict=True):
+            rng = np.random.default_rng((seed, 0, document.index))
+            drawn = sample_anchors(document.loss_mask, anchors_per_document, rng)
+            seen = visited(document, whole)
+            if not len(drawn) or not len(seen):
+                continue
+            training.append(observe(drafter, vocabulary, document, drawn))
+            decoding.append(observe(drafter, vocabulary, document, seen, every_slot=False))
+            accepted.append(whole.accepted.tolist())
+            as_evaluated.append(short.accepted.tolist())
     if not training:
         raise UserError("documents: none of those chosen has two supervised tokens, so there is no block: choose more")
     return Observed(join(training), join(decoding), accepted, as_evaluated)

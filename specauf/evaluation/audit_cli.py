@@ -129,10 +129,10 @@ def _texts(cache: Cache) -> Any:
 
 
 def _evaluated(file: Path | None, run: str | None, place: Path, drafter: Drafter) -> dict[str, Any] | None:
-    from specauf.evaluation.cli import EVALUATION, read_record
-
     if file is None:
         return None
+    from specauf.evaluation.cli import EVALUATION, read_record
+
     record = read_record(file / EVALUATION if file.is_dir() else file)
     greedy = [part for part in record["parts"] if part["benchmark"]["temperature"] == 0]
     if not greedy:

@@ -10,6 +10,7 @@ from specauf.cache import open_cache
 from specauf.cli import main
 from specauf.decoding import replay
 from specauf.drafters import TargetVocabulary
+from specauf.evaluation import audit_blocks
 from specauf.evaluation.audit import block_ends, by_kind, by_slot, calibration, support, token_kind
 from specauf.evaluation.audit_blocks import Blocks, observe, observe_documents, visited
 from specauf.evaluation.results import FORMAT
@@ -106,9 +107,12 @@ def fitted(opened):
     return drafter.eval()
 
 
-def test_the_decoding_view_is_replay(opened, fitted):
+def test_the_decoding_view_is_replay(opened, fitted, monkeypatch):
     vocabulary, documents = TargetVocabulary.from_cache(opened), list(opened.documents(split="held_out"))
+    shared = []
+    monkeypatch.setattr(audit_blocks, "replay", lambda d, v, group: shared.append(len(group)) or replay(d, v, group))
     observed = observe_documents(fitted, vocabulary, documents, 4, 0)
+    assert shared == [len(documents)], "documents share their passes"
     cycles = replay(fitted, vocabulary, documents)
     assert observed.accepted == [c.accepted.tolist() for c in cycles]
     assert observed.decoding.accepted.tolist() == [a for c in cycles for a in c.accepted.tolist()]
