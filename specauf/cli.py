@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "write a drafter as z-lab, SGLang, vLLM and llama.cpp load it, or check one",
     ),
     "import": ("specauf.export.cli:import_", "read a z-lab or speculators directory for fit, evaluate and audit"),
-    "report": ("specauf.evaluation.cli:report", "write Markdown, HTML and plots from evaluation results"),
+    "report": ("specauf.evaluation.report_cli:report", "write Markdown, HTML and plots from evaluation results"),
     "doctor": ("specauf.doctor:doctor", "say what this machine has, and what of it would go wrong later"),
 }
 

@@ -44,7 +44,14 @@ def test_a_config_of_ones_own_is_found_by_path(tmp_path):
     assert find_config("loss", str(own)) == own
 
 
-@pytest.mark.parametrize("package", ["specauf", "cache_builder"])
-def test_help_does_not_import_torch(package):
-    code = f"import sys; from {package}.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    "run",
+    [
+        "from specauf.cli import main; main(['--help'])",
+        "from cache_builder.cli import main; main(['--help'])",
+        "import specauf.evaluation.report_cli",
+    ],
+)
+def test_help_and_reports_do_not_import_torch(run):
+    code = f"import sys; {run}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0

@@ -13,6 +13,7 @@ from specauf.errors import UserError
 from specauf.evaluation.audit import audit_record
 from specauf.evaluation.audit_blocks import observe_documents
 from specauf.evaluation.audit_report import markdown
+from specauf.evaluation.record import EVALUATION, read_record
 from specauf.progress import progress
 
 
@@ -131,8 +132,6 @@ def _texts(cache: Cache) -> Any:
 def _evaluated(file: Path | None, run: str | None, place: Path, drafter: Drafter) -> dict[str, Any] | None:
     if file is None:
         return None
-    from specauf.evaluation.cli import EVALUATION, read_record
-
     record = read_record(file / EVALUATION if file.is_dir() else file)
     greedy = [part for part in record["parts"] if part["benchmark"]["temperature"] == 0]
     if not greedy:

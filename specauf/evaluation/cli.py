@@ -1,7 +1,6 @@
-"""`specauf evaluate` and `specauf report`."""
+"""`specauf evaluate`."""
 
 import csv
-import json as json_module
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,17 +16,13 @@ from specauf.decoding.rules import Sampling
 from specauf.drafters import Drafter
 from specauf.errors import UserError
 from specauf.evaluation.benchmarks import benchmark_name, load_benchmark
-from specauf.evaluation.compare import join
-from specauf.evaluation.page import html
-from specauf.evaluation.plots import figures, overview
-from specauf.evaluation.report import markdown
-from specauf.evaluation.results import FORMAT, evaluation_record
+from specauf.evaluation.record import EVALUATION, save_record
+from specauf.evaluation.results import evaluation_record
 from specauf.evaluation.run import PLAIN, evaluate_prompts, without_processors
 from specauf.evaluation.settings import distinct, make_settings
 from specauf.linear import use_onednn
 from specauf.targets import load_target, resolve_target, target_identity, target_layers
 
-EVALUATION = "evaluation.json"
 CURVES = ("train/tau", "train/support_ratio", "train/support_accuracy", "train/token_accuracy", "val/tau")
 
 
@@ -113,15 +108,11 @@ def evaluate_command(
         drafters=digests,
         training={name: curves for name, path in named.items() if (curves := training_curves(path))},
     )
-    _save(record, out / EVALUATION)
+    save_record(record, out / EVALUATION)
     for part in record["parts"]:
         _print_part(part, json)
     print(f"lossless: {record['lossless']}; written {out}/{EVALUATION}", file=beside_json(json))
     write_json(json, record)
-
-
-def _save(record: dict[str, Any], file: Path) -> None:
-    file.write_text(json_module.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def _print_part(part: dict[str, Any], json: str | None) -> None:
@@ -205,58 +196,6 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def report_command(runs: list[Path], out: Path | None = None) -> None:
-    """Write report.md, report.html, report.json and report.png from one evaluation or several.
-
-    Args:
-        runs: evaluation.json files, or the directories that hold them.
-        out: where to write; beside the first evaluation by default.
-    """
-    records: dict[str, dict[str, Any]] = {}
-    for place in runs:
-        source = place / EVALUATION if place.is_dir() else place
-        records[str(place)] = read_record(source)
-    if not records:
-        raise UserError("runs: none given, at least one expected: name directories that hold an evaluation.json")
-    record = join(records)
-    directory = out or (runs[0] if runs[0].is_dir() else runs[0].parent)
-    directory.mkdir(parents=True, exist_ok=True)
-    _save(record, directory / "report.json")
-    overview(record, directory / "report.png")
-    page = markdown(record, "report.png")
-    (directory / "report.md").write_text(page)
-    (directory / "report.html").write_text(html(record, figures(record)))
-    print(page)
-    print(f"written {directory}/report.md, report.html, report.json and report.png")
-
-
-def read_record(source: Path) -> dict[str, Any]:
-    """An evaluation record.
-
-    Raises:
-        UserError: it is missing or is something else.
-    """
-    if not source.is_file():
-        raise UserError(f"{source} does not exist: run `specauf evaluate` first or name its {EVALUATION}")
-    try:
-        record = json_module.loads(source.read_text())
-    except (json_module.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} is not JSON: run `specauf evaluate` again") from error
-    version = record.get("format") if isinstance(record, dict) else None
-    if version != FORMAT:
-        raise UserError(
-            f"{source}: format {version} found, {FORMAT} expected: run `specauf evaluate` with another --out"
-        )
-    for name in (n for n in ("runs", "parts") if not record.get(n)):
-        raise UserError(f"{source}: {name} missing: it is not whole, run `specauf evaluate` again")
-    return dict(record)
-
-
 def evaluate(argv: list[str]) -> None:
     """Parse and run `specauf evaluate`."""
     run_function(evaluate_command, argv, positional="drafters")
-
-
-def report(argv: list[str]) -> None:
-    """Parse and run `specauf report`."""
-    run_function(report_command, argv, positional="runs")

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from specauf.errors import UserError
-from specauf.evaluation.environment import united
 from specauf.evaluation.summary import bootstrap_paired
 from specauf.fingerprint import comparable
 
@@ -105,6 +104,13 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "training": training,
         "environment": united([record["environment"] for record in records.values()]),
     }
+
+
+def united(environments: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One for several: what differs is named after one another, in order."""
+    fields = dict.fromkeys(field for found in environments for field in found)
+    values = {field: dict.fromkeys(found[field] for found in environments if field in found) for field in fields}
+    return {field: next(iter(v)) if len(v) == 1 else " and ".join(map(str, v)) for field, v in values.items()}
 
 
 def _fewest(bench: dict[str, Any]) -> int:

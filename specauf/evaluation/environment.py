@@ -3,7 +3,6 @@
 import datetime
 import os
 import platform
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,10 +27,3 @@ def environment(device: torch.device | str) -> dict[str, Any]:
         "torch": torch.__version__,
         "specauf": __version__,
     }
-
-
-def united(environments: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One for several: what differs is named after one another, in order."""
-    fields = dict.fromkeys(field for found in environments for field in found)
-    values = {field: dict.fromkeys(found[field] for found in environments if field in found) for field in fields}
-    return {field: next(iter(v)) if len(v) == 1 else " and ".join(map(str, v)) for field, v in values.items()}

@@ -8,8 +8,8 @@ import numpy as np
 
 from specauf.cache.schema import Manifest
 from specauf.errors import UserError
-from specauf.evaluation.compare import compare
-from specauf.evaluation.environment import united
+from specauf.evaluation.compare import compare, united
+from specauf.evaluation.record import FORMAT
 from specauf.evaluation.summary import (
     bootstrap_paired,
     bootstrap_tau,
@@ -20,7 +20,6 @@ from specauf.evaluation.summary import (
 )
 
 Row = Mapping[str, Any]
-FORMAT = 2
 
 
 def summarise_run(rows: Sequence[Row], name: str, slots: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from specauf.drafters import DFlashDrafter, DrafterConfig
-from specauf.evaluation.cli import EVALUATION
+from specauf.evaluation.record import EVALUATION
 from tests.builder.conftest import make_target, make_tokenizer
 from tests.training.conftest import tiny_cache  # noqa: F401
 

@@ -13,7 +13,7 @@ from specauf.drafters import TargetVocabulary
 from specauf.evaluation import audit_blocks
 from specauf.evaluation.audit import block_ends, by_kind, by_slot, calibration, support, token_kind
 from specauf.evaluation.audit_blocks import Blocks, observe, observe_documents, visited
-from specauf.evaluation.results import FORMAT
+from specauf.evaluation.record import FORMAT
 from specauf.evaluation.summary import tau_pooled
 from tests.builder.conftest import make_target
 from tests.drafters.tiny import tiny_dflash
