@@ -141,11 +141,13 @@ def _facts(source: Path | None, cache: str | None, target: str | None, *, weight
     if cache is not None and target is not None:
         raise UserError("cache and target: both given, one expected; the cache knows more")
     if cache is not None:
-        return TargetFacts.from_cache(open_cache(cache), f"cache {cache}")
+        return TargetFacts.from_cache(open_cache(cache), f"cache {cache}", weights=weights)
     if target is not None:
         return _target_facts(target, weights=weights)
     recorded = None if source is None else recorded_cache(source)
-    return None if recorded is None else TargetFacts.from_cache(open_cache(recorded), f"cache {recorded}")
+    if recorded is None:
+        return None
+    return TargetFacts.from_cache(open_cache(recorded), f"cache {recorded}", weights=weights)
 
 
 def recorded_cache(source: Path) -> str | None:

@@ -23,7 +23,7 @@ class TargetFacts:
         num_hidden_layers: depth.
         vocab_size: rows of the stored embedding.
         rope_theta: base of its rotary embedding.
-        architectures: class names of its config.
+        architectures: class names of its config; that of a GGUF file names none.
         model_type: its family.
         taps: layers that the cache's features come from.
         mask_token_id: the cache's mask token.
@@ -46,10 +46,10 @@ class TargetFacts:
     logit_softcap: float | None = None
 
     @classmethod
-    def from_cache(cls, cache: Cache, where: str) -> "TargetFacts":
-        """Of a cache's target, with its embedding and head."""
+    def from_cache(cls, cache: Cache, where: str, *, weights: bool = True) -> "TargetFacts":
+        """Of a cache's target, with its embedding and head unless they are not wanted."""
         identity = cache.manifest.identity
-        vocabulary = TargetVocabulary.from_cache(cache)
+        vocabulary = TargetVocabulary.from_cache(cache) if weights else None
         return cls.from_config(
             cache.target.config,
             where,
@@ -97,7 +97,7 @@ class TargetFacts:
             num_hidden_layers=text["num_hidden_layers"],
             vocab_size=text["vocab_size"] if vocab_size is None else vocab_size,
             rope_theta=None if theta is None else float(theta),
-            architectures=tuple(config.get("architectures") or _causal_lm(config.get("model_type"))),
+            architectures=tuple(config.get("architectures") or ()),
             model_type=str(text.get("model_type", "")),
             taps=None if taps is None else tuple(taps),
             mask_token_id=mask_token_id,
@@ -105,11 +105,3 @@ class TargetFacts:
             embedding_scale=scale,
             logit_softcap=softcap,
         )
-
-
-def _causal_lm(model_type: str | None) -> tuple[str, ...]:
-    """The class name that transformers gives a family's causal LM: a config read from a GGUF file names none."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # a table of names
-
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type or "")
-    return (name,) if isinstance(name, str) else ()

@@ -79,7 +79,7 @@ def export_speculators(
         ready.config,
         draft_vocab_size=source.draft_vocab_size,
         verifier=verifier,
-        architectures=list(target.architectures),
+        architectures=list(target.architectures or _causal_lm(target.model_type)),
         dtype=name,  # type: ignore[arg-type]
     )
     with new_directory(Path(directory)) as draft:
@@ -87,6 +87,14 @@ def export_speculators(
         write_config(draft, config)
         (draft / CARD).write_text(card("speculators", Path(directory).name, config, about or About()))
         return require_sound(draft, target)
+
+
+def _causal_lm(model_type: str) -> tuple[str, ...]:
+    """The class name that transformers gives a family's causal LM."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # a table of names
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    return (name,) if isinstance(name, str) else ()
 
 
 def speculators_config(

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
 from specauf.checkpoint import find_checkpoint, known_digests, load_drafter, weights_digest
 from specauf.cli import main
-from tests.export.conftest import change, refused
+from specauf.drafters import TargetVocabulary
+from specauf.export import export_speculators
+from tests.export.conftest import change, config, refused
 from tests.training.conftest import write_tiny_cache
 
 
@@ -71,3 +74,17 @@ def test_an_export_is_the_drafter_that_it_was_made_of(run, cache, tmp_path, caps
     assert weights_digest(load_drafter(out)) != mine
     evaluation.write_text(json.dumps(record | {"drafters": {"x": weights_digest(load_drafter(out))}}))
     assert "has other weights than" in refused(capsys, *audit)
+
+
+def test_embedding_and_head_are_read_for_the_layout_that_holds_them_alone(run, cache, tmp_path, monkeypatch):
+    """Those of a large target are gigabytes."""
+    monkeypatch.setattr(TargetVocabulary, "from_cache", None)
+    out = tmp_path / "out"
+    assert main(["export", str(run), f"--out={out}"]) == 0
+    assert main(["export", "--check", str(out), f"--cache={cache}"]) == 0
+
+
+def test_the_verifiers_class_is_named_where_its_config_does_not(drafter, facts, tmp_path):
+    """As one that was read from a GGUF file."""
+    export_speculators(drafter, tmp_path / "out", target=replace(facts, architectures=()))
+    assert config(tmp_path / "out")["speculators_config"]["verifier"]["architectures"] == ["LlamaForCausalLM"]
