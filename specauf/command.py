@@ -25,7 +25,8 @@ class CommandParser(ArgumentParser):
 
 def one_line(message: str) -> str:
     """What jsonargparse says first; it puts details and the traceback's text below, and a reason behind a colon."""
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    message = str(message).replace("<class 'list'>", "list, as in [A, B]")
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
     if len(lines) > 2 and lines[1].startswith("- Expected a path") and lines[2].startswith("- "):
         del lines[1]  # a class could also be given by a file, which is seldom what was meant
     end = 2

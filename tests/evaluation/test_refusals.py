@@ -47,6 +47,7 @@ CASES = {
     "target": (["--target=nosuch"], "nosuch"),
     "other target": (["--target={tmp}/other"], "num_target_layers 8, this target has 5"),
     "missing cache": (["--cache={tmp}/nosuch"], "nosuch does not exist"),
+    "a list without brackets": (["--temperatures=0.5"], "Expected a list, as in [A, B]. Got value: 0.5"),
     "unknown option": (["--nosuch=1"], "nosuch"),
 }
 
