@@ -84,13 +84,18 @@ def load_directory(path: Path, num_target_layers: int | None = None) -> DFlashDr
     """The drafter of a z-lab or speculators directory, in fp32 on the CPU.
 
     Raises:
-        UserError: it is neither, or its head is a reduced one.
+        UserError: it is neither, its head is a reduced one, or it brings its own row for the mask token.
     """
     from specauf.export.speculators import is_speculators, read_speculators  # transformers' config classes
 
     raw = read_json(path / CONFIG)
     require_structure(raw)
     require_numbers(raw)
+    if (path / "mask_embedding.pt").exists():
+        raise UserError(
+            f"{path}: mask_embedding.pt found, none expected: vLLM puts it in the place of the target's mask row, "
+            "which is not built here; take a drafter that was trained with the target's own row"
+        )
     if not is_speculators(raw):
         domino = (raw.get("dflash_config") or {}).get("projector_type") == DominoConfig.kind
         return (DominoDrafter if domino else DFlashDrafter).from_pretrained(path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from specauf.export import check_directory, export_speculators
-from tests.export.conftest import change
+from tests.export.conftest import change, refused
 
 
 @dataclass(frozen=True)
@@ -248,9 +248,10 @@ def test_missing_metadata_is_a_problem(zlab):
     assert fields(change(zlab, lambda raw, weights: None, made="by hand")) == {"metadata"}
 
 
-def test_a_mask_embedding_beside_the_weights_is_a_problem(zlab):
+def test_a_mask_embedding_beside_the_weights_is_a_problem(zlab, tmp_path, capsys):
     torch.save(torch.zeros(32), zlab / "mask_embedding.pt")
     assert fields(zlab) == {"mask_embedding.pt"}
+    assert "mask_embedding.pt found" in refused(capsys, "import", zlab, f"--out={tmp_path / 'ours'}")
 
 
 def test_every_problem_says_what_was_found_expected_and_what_happens(zlab, facts):
