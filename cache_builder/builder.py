@@ -18,7 +18,7 @@ from cache_builder.beginning import (
 )
 from cache_builder.chat import ChatRenderer
 from cache_builder.config import BUILD, BuildConfig, read_told, told
-from cache_builder.dates import asks_date, plain_template, prompt_date
+from cache_builder.dates import prompt_date
 from cache_builder.document import BuiltDocument
 from cache_builder.documents import Advance, DocumentMaker
 from cache_builder.fit import Fitting, loss_text
@@ -33,6 +33,7 @@ from specauf.cache.reader import FEATURE_FIT, IDENTITY, LOCK, MANIFEST, TARGET
 from specauf.cache.schema import CommitRecord, Identity, Manifest, from_json, open_sealed
 from specauf.errors import UserError
 from specauf.targets import load_target
+from specauf.template_dates import asks_date, plain_template
 
 
 @dataclass(frozen=True)

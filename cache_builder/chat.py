@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from cache_builder.dates import dated_template, plain_template
 from cache_builder.formats import REASONING, Conversation, Message
 from specauf.errors import UserError
+from specauf.template_dates import dated_template, plain_template
 
 
 class TemplateRefusesError(Exception):

@@ -15,6 +15,7 @@ ANYONE = {
     "fingerprint",
     "linear",
     "rotary",
+    "template_dates",
     "threads",
 }  # leaves: they import nothing above them
 # Each part of specauf, and the other parts it may import.
@@ -26,6 +27,7 @@ ARROWS = {
     "fingerprint": set(),
     "linear": set(),
     "rotary": set(),
+    "template_dates": set(),
     "threads": set(),
     "cache": set(),
     "data": {"cache", "module"},  # `module` for its type alone

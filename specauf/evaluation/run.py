@@ -1,5 +1,6 @@
 """Decode benchmarks with every drafter and without, interleaved prompt by prompt, and keep what happened."""
 
+import datetime
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from specauf.evaluation.divergence import divergence
 from specauf.evaluation.environment import environment
 from specauf.evaluation.settings import Setting
 from specauf.progress import progress
+from specauf.template_dates import asks_date, dated_template, plain_template
 
 Row = dict[str, Any]
 PLAIN = "plain"
@@ -59,16 +61,18 @@ def evaluate_prompts(
     options = dict(template_options or {})
     key = _key(drafters, {**identity, "template_options": options})
     place = environment(target.device)
-    finished = {_place(row): row for row in _finished(rows_file, key, place)}
-    # All at once: a template may print the date, and this may go on past midnight.
-    ids = {p: encode(tokenizer, p.text, options) for prompts in benchmarks.values() for p in prompts}
+    rows = _finished(rows_file, key, place)
+    finished = {_place(row): row for row in rows}
+    # A template may print the date: that on which the first row was measured stands in all prompts.
+    layout = _on_day((rows[0]["environment"] if rows else place)["date"], tokenizer, options)
+    ids = {p: encode(tokenizer, p.text, layout) for prompts in benchmarks.values() for p in prompts}
     todo = [(name, s, p) for name, prompts in benchmarks.items() for s in settings for p in prompts]
     wanted = [(name, json.dumps(s.to_dict()), p.task_id, p.digest) for name, s, p in todo]
     for (_, _, prompt), where in zip(todo, wanted, strict=True):
         if where in finished and finished[where].get("ids") != _ids_digest(ids[prompt]):
             raise UserError(
-                f"prompt {prompt.task_id}: other tokens in {rows_file} than the chat template gives now, because it "
-                "prints the date or has changed: delete the file, or give another --out"
+                f"prompt {prompt.task_id}: other tokens in {rows_file} than the tokenizer and its chat template give "
+                "now: delete the file, or give another --out"
             )
     missing = [item for item, place in zip(todo, wanted, strict=True) if place not in finished]
     slots = max((drafter.config.slots for drafter in drafters.values()), default=0)
@@ -87,6 +91,14 @@ def evaluate_prompts(
             finished[_place(row)] = row
             advance(1)
     return [finished[place] for place in wanted]
+
+
+def _on_day(day: str, tokenizer: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a template that prints this day, where it would print today's."""
+    template = plain_template(tokenizer, options)
+    if not asks_date(template):
+        return options
+    return options | {"chat_template": dated_template(template, datetime.date.fromisoformat(day))}
 
 
 def encode(tokenizer: Any, text: str, template_options: Mapping[str, Any] | None = None) -> torch.Tensor:
@@ -238,7 +250,7 @@ def _key(drafters: Mapping[str, Drafter], identity: Mapping[str, Any]) -> str:
 
 
 def _ids_digest(ids: torch.Tensor) -> str:
-    """Tells prompts apart that have one text, and another date around it."""
+    """Tells prompts apart that have one text, and another layout around it."""
     return hashlib.sha256(json.dumps(ids.tolist()).encode()).hexdigest()[:8]
 
 

@@ -11,13 +11,13 @@ from cache_builder.builder import open_build
 from cache_builder.chat import ChatRenderer
 from cache_builder.cli import main
 from cache_builder.config import BuildConfig
-from cache_builder.dates import dated_template
 from cache_builder.driver import build
 from cache_builder.repair import repair
 from specauf.cache import open_cache
 from specauf.cache.schema import Identity, from_json, to_json
 from specauf.errors import UserError
 from specauf.targets import load_tokenizer
+from specauf.template_dates import dated_template
 from tests.builder.conftest import CHATML, digests, make_tokenizer, write_jsonl
 from tests.builder.test_build import config
 from tests.builder.test_chat import chat

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from datetime import datetime, timedelta
-from types import SimpleNamespace
+
+import torch
 
 from specauf.cli import main
 from specauf.evaluation import run as run_module
@@ -27,20 +27,26 @@ def test_rows_measured_elsewhere_are_refused(place, tmp_path, monkeypatch, capsy
     assert rows.read_text() == before
 
 
-def test_rows_of_a_prompt_that_names_another_day_are_refused(place, tmp_path, monkeypatch, capsys):
+def test_an_evaluation_that_goes_on_tomorrow_names_today(place, tmp_path, monkeypatch, capsys):
     """Some templates print today's date around the same turn."""
     shutil.copytree(place / "target", tmp_path / "target")
     words = command(place, tmp_path / "out", f"--target={tmp_path}/target")
-    template = "{{ strftime_now('%d') }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    (tmp_path / "target/chat_template.jinja").write_text(template)
-    assert main([*words, "--limit=1"]) == 0
-    tomorrow = SimpleNamespace(now=lambda: datetime.now() + timedelta(days=1))
-    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", tomorrow)
+    turns = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = tmp_path / "target/chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %B') }}" + turns)
+    (seen, real), place_of = ([], run_module.encode), run_module.environment
+    monkeypatch.setattr(run_module, "encode", lambda *given: seen.append(real(*given)) or seen[-1])
+    for day, more in (("2026-10-26", ["--limit=1"]), ("2026-10-27", [])):
+        monkeypatch.setattr(run_module, "environment", lambda device, day=day: place_of(device) | {"date": day})
+        assert main([*words, *more]) == 0
+    assert make_tokenizer().decode(seen[0][0]).startswith("26 October")
+    assert torch.equal(seen[1], seen[0])
     rows = tmp_path / "out/evaluation.jsonl"
     before = rows.read_text()
+    template.write_text("As of yesterday. " + turns)
     capsys.readouterr()
     assert main(words) == 2
-    assert f"prompt prompts/1: other tokens in {rows} than the chat template gives now" in capsys.readouterr().err
+    assert f"prompt prompts/1: other tokens in {rows} than the tokenizer" in capsys.readouterr().err
     assert rows.read_text() == before
 
 
