@@ -184,18 +184,18 @@ def usable_device(device: torch.device | str) -> torch.device:
     return found
 
 
-def target_layers(config: TargetConfig) -> int:
-    """Depth of the target, from its config alone.
+def target_model_config(config: TargetConfig) -> Any:
+    """The target's own config, without its weights.
 
     Raises:
         UserError: it cannot be had.
     """
     from transformers import AutoConfig
 
-    with quiet_transformers(), one_line_errors(config.name, config.model or config.package):
+    once = gguf_read_once() if config.gguf_file else contextlib.nullcontext()
+    with once, quiet_transformers(), one_line_errors(config.name, config.model or config.package):
         place, options = _place(config)
-        found = AutoConfig.from_pretrained(place, trust_remote_code=config.trust_remote_code, **options)
-    return int(found.get_text_config().num_hidden_layers)
+        return AutoConfig.from_pretrained(place, trust_remote_code=config.trust_remote_code, **options)
 
 
 def load_tokenizer(config: TargetConfig) -> Any:

@@ -21,7 +21,7 @@ from specauf.evaluation.results import evaluation_record
 from specauf.evaluation.run import PLAIN, evaluate_prompts, without_processors
 from specauf.evaluation.settings import distinct, make_settings
 from specauf.linear import use_onednn
-from specauf.targets import load_target, resolve_target, target_identity, target_layers
+from specauf.targets import load_target, resolve_target, target_identity, target_model_config
 
 CURVES = ("train/tau", "train/support_ratio", "train/support_accuracy", "train/token_accuracy", "val/tau")
 
@@ -72,7 +72,9 @@ def evaluate_command(
     manifest = open_cache(cache).manifest if cache else None
     config = resolve_target(target)
     config = config if dtype is None else replace(config, dtype=dtype)
-    depth = target_layers(config) if any(map(lacks_depth, named.values())) else None
+    depth = None
+    if any(map(lacks_depth, named.values())):
+        depth = target_model_config(config).get_text_config().num_hidden_layers
     loaded = {name: load_drafter(path, depth) for name, path in named.items()}
     digests = {name: weights_digest(drafter) for name, drafter in loaded.items()}  # before they change their type
     _check_blocks(loaded, block_sizes)

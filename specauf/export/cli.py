@@ -4,8 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from specauf.cache import open_cache
 from specauf.command import beside_json, run_function, write_json
+from specauf.drafters import TargetVocabulary
 from specauf.errors import UserError
 from specauf.export.card import About, Layout
 from specauf.export.check import check_directory
@@ -164,14 +167,18 @@ def _target_facts(target: str, *, weights: bool) -> TargetFacts:
     path = Path(target)
     if path.suffix == ".json" or (not weights and (path / "config.json").is_file()):
         return TargetFacts.from_file(path)
-    # The only use of a model here: a target that no cache describes has its embedding in its checkpoint alone.
-    from specauf.drafters import TargetVocabulary
-    from specauf.targets import load_target, resolve_target
+    from specauf.targets import load_target, resolve_target, target_model_config
 
-    model, _ = load_target(resolve_target(target))
+    config = resolve_target(target)
+    if not weights:
+        found = target_model_config(config).to_dict()
+        return TargetFacts.from_config(found, f"target {target}", dtype=getattr(torch, config.dtype))
+    # The only use of a model here: a target that no cache describes has its embedding in its checkpoint alone.
+    model, _ = load_target(config)
     vocabulary = TargetVocabulary.from_target(model)
-    config = model.config.to_dict()
-    return TargetFacts.from_config(config, f"target {target}", vocab_size=vocabulary.vocab_size, vocabulary=vocabulary)
+    return TargetFacts.from_config(
+        model.config.to_dict(), f"target {target}", vocab_size=vocabulary.vocab_size, vocabulary=vocabulary
+    )
 
 
 def _about(

@@ -78,8 +78,9 @@ class TargetFacts:
         taps: tuple[int, ...] | None = None,
         mask_token_id: int | None = None,
         vocabulary: TargetVocabulary | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> "TargetFacts":
-        """Of a target's config as a dict, with what else is known of it.
+        """Of a target's config as a dict, with what else is known of it; `dtype` is that of an embedding not given.
 
         Raises:
             UserError: a number is missing in it.
@@ -90,7 +91,7 @@ class TargetFacts:
                 raise UserError(f"{name}: {text.get(name)!r} in the target's config ({where}), a number expected")
         rope = text.get("rope_parameters") or {}
         theta = rope.get("full_attention", rope).get("rope_theta", text.get("rope_theta"))
-        scale, softcap = target_scales(text, torch.float32 if vocabulary is None else vocabulary.embedding.dtype)
+        scale, softcap = target_scales(text, dtype if vocabulary is None else vocabulary.embedding.dtype)
         return cls(
             where=where,
             hidden_size=text["hidden_size"],

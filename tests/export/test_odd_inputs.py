@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from specauf import targets
 from specauf.checkpoint import find_checkpoint, known_digests, load_drafter, weights_digest
 from specauf.cli import main
 from specauf.drafters import TargetVocabulary
 from specauf.export import export_speculators
+from tests.builder.conftest import make_target
 from tests.export.conftest import change, config, refused
 from tests.training.conftest import write_tiny_cache
 
@@ -79,9 +81,13 @@ def test_an_export_is_the_drafter_that_it_was_made_of(run, cache, tmp_path, caps
 def test_embedding_and_head_are_read_for_the_layout_that_holds_them_alone(run, cache, tmp_path, monkeypatch):
     """Those of a large target are gigabytes."""
     monkeypatch.setattr(TargetVocabulary, "from_cache", None)
-    out = tmp_path / "out"
+    monkeypatch.setattr(targets, "load_target", None)
+    out, named = tmp_path / "out", tmp_path / "tiny.yaml"
     assert main(["export", str(run), f"--out={out}"]) == 0
-    assert main(["export", "--check", str(out), f"--cache={cache}"]) == 0
+    make_target().save_pretrained(tmp_path / "target")
+    named.write_text(f"target: {{model: {tmp_path / 'target'}}}")
+    for target in (f"--cache={cache}", f"--target={tmp_path / 'target'}", f"--target={named}"):
+        assert main(["export", "--check", str(out), target]) == 0
 
 
 def test_the_verifiers_class_is_named_where_its_config_does_not(drafter, facts, tmp_path):
