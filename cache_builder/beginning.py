@@ -20,8 +20,10 @@ def require_place(out: str) -> None:
     """Check that a cache can be put somewhere at all.
 
     Raises:
-        UserError: it is a file, or lies inside another cache, which would no longer be whole.
+        UserError: it is nowhere, is a file, or lies inside another cache, which would no longer be whole.
     """
+    if not out.strip():
+        raise UserError("out is empty, expected a directory for the cache: give --out")
     place = Location(out)
     if place.is_file():
         raise UserError(f"{out} is a file, expected a directory for the cache: give another --out")

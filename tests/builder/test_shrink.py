@@ -212,7 +212,9 @@ def test_another_cache_is_not_overwritten(built: Built) -> None:
     assert verify(open_cache(large.url)) == []
 
 
-def test_the_command(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     large, out = built(), str(tmp_path / "small")
     assert main(["shrink", large.url, "--out", out, "--features=sketch", "--sketch-rank=5", "--k=1"]) == 0
     assert "40 documents" in capsys.readouterr().out
@@ -222,3 +224,7 @@ def test_the_command(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "is a file" in capsys.readouterr().err
     assert main(["shrink", large.url]) == 2
     assert "give --out" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "small")  # where an empty path would point
+    for command in (["shrink", large.url], ["build", "--config=smollm2-135m", f"--corpus={tmp_path}/corpus.jsonl"]):
+        assert main([*command, "--out="]) == 2
+        assert "out is empty, expected a directory for the cache: give --out" in capsys.readouterr().err
