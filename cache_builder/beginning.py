@@ -28,7 +28,7 @@ def require_place(out: str) -> None:
     if place.is_file():
         raise UserError(f"{out} is a file, expected a directory for the cache: give another --out")
     for folder in _above(place):
-        with contextlib.suppress(StoreError):  # a bucket may be closed but for what lies below
+        with contextlib.suppress(StoreError, OSError):  # it may be closed but for what lies below
             if begun_with(folder) is not None:
                 raise UserError(f"{out} lies inside the cache {folder}: give another --out")
 

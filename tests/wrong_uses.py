@@ -162,6 +162,8 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (f"{BUILD} --out cache", "cache"),
         ("cache-builder shrink without --out smaller --features bf16", "features: bf16 asked for"),
         ("cache-builder shrink cache --out smaller --k 1000", "k: 1000 asked for"),
+        ("cache-builder shrink cache --out cache/smaller --k 2", "cache/smaller lies inside the cache"),
+        ("cache-builder shrink cache --out= --k 2", "out is empty"),
         ("specauf evaluate wide --target target --benchmarks '[prompts.jsonl]' --out out", "hidden_size"),
         ("specauf audit without run", "features"),
         ("specauf export masked --out exported", "no server reads this kind"),

@@ -158,6 +158,15 @@ def test_a_cache_inside_another_is_refused(built: Built, tmp_path: Path, inside:
     assert not (large / inside).exists()
 
 
+def test_what_lies_above_may_be_anything(built: Built, tmp_path: Path) -> None:
+    large = built(max_documents=2)
+    (tmp_path / "above/manifest.json").mkdir(parents=True)
+    shrink(large.url, str(tmp_path / "above/small"), k=2)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/manifest.json").write_text('{"name": "an app"}')
+    shrink(large.url, str(tmp_path / "other/small"), k=2)
+
+
 def test_a_remote_cache_inside_another_is_refused(built: Built, tmp_path: Path) -> None:
     large = built(max_documents=2)
     url = f"memory://{tmp_path.name}"
