@@ -208,7 +208,8 @@ class DrafterModule(L.LightningModule):
         """Log tau and survival per slot over the held-out split."""
         # Of all ranks already; sync_dist tells Lightning so.
         self.log("val/tau", self.emitted.compute(), prog_bar=True, sync_dist=True)
-        for k, share in enumerate(self.acceptance.compute()["survival"], start=1):
+        # Flattened: torchmetrics takes the axis from a block's only slot.
+        for k, share in enumerate(self.acceptance.compute()["survival"].flatten(), start=1):
             self.log(f"val/survival_slot_{k}", share, sync_dist=True)
         self.emitted.reset()
         self.acceptance.reset()

@@ -10,7 +10,7 @@ from specauf.callbacks import provenance
 from specauf.cli import main
 from specauf.configs import known_configs
 from specauf.training_cli import files_first
-from tests.training.running import arguments, fit, fit_afresh, fit_here
+from tests.training.running import arguments, fit, fit_afresh, fit_here, logged
 
 CONSTANT = "--model.schedule.class_path=specauf.schedules.Constant"
 
@@ -74,6 +74,12 @@ def test_the_same_seed_gives_the_same_start_whatever_the_loss(tiny_cache, tmp_pa
         weights.append(torch.load(tmp_path / loss / "checkpoints/last.ckpt", weights_only=True)["state_dict"])
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_blocks_of_one_drafted_slot_are_validated(tiny_cache, tmp_path):
+    options = ("--model.loss=expected-length", "--model.drafter.init_args.block_size=2", "--trainer.max_epochs=1")
+    assert fit_here(tiny_cache, tmp_path / "run", *options) == 0
+    assert logged(tmp_path / "run", "val/survival_slot_1").keys() == {3}
 
 
 @pytest.mark.parametrize(
