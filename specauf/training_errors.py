@@ -11,12 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jsonargparse
 import lightning as L
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     BatchSizeFinder,
     Callback,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelPruning,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -27,12 +30,12 @@ from specauf.drafters import DominoSpec
 from specauf.errors import DISK_FULL, UserError
 from specauf.module import DrafterModule
 
-_LIGHTNING = Path(L.__file__).parent
+_OTHERS = [Path(str(module.__file__)).parent for module in (L, jsonargparse)]
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a full disk, and what Lightning's own code raises, into one line.
+    """Turn a full disk, and what the code of Lightning and of its command line raises, into one line.
 
     Raises:
         UserError: with what was raised.
@@ -68,13 +71,15 @@ def _refused(error: Exception) -> UserError:
 
 
 def _raised_in(error: Exception) -> str | None:
-    """File and line of Lightning's that raised an error; None if other code did."""
+    """File and line of Lightning's or jsonargparse's that raised an error; None if other code did."""
     last: TracebackType | None = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    if last is None or not Path(last.tb_frame.f_code.co_filename).is_relative_to(_LIGHTNING):
+    if last is None:
         return None
-    return f"lightning/{Path(last.tb_frame.f_code.co_filename).relative_to(_LIGHTNING)}:{last.tb_lineno}"
+    file = Path(last.tb_frame.f_code.co_filename)
+    where = next((other for other in _OTHERS if file.is_relative_to(other)), None)
+    return None if where is None else f"{file.relative_to(where.parent)}:{last.tb_lineno}"
 
 
 @contextlib.contextmanager
@@ -120,6 +125,8 @@ _CALLBACKS: dict[type[Callback], str] = {
     "-c configs/trainer/ema.yaml",
     GradientAccumulationScheduler: "neither the learning rate's schedule nor a resumed run follows: leave it out and "
     "give --trainer.accumulate_grad_batches",
+    ModelPruning: "would prune nothing, for the drafter is made after it: leave it out",
+    BaseFinetuning: "would freeze nothing, for the drafter is made after it: leave it out",
 }
 
 
@@ -138,6 +145,10 @@ def check_trainer(config: Any, callbacks: Sequence[Callback]) -> None:
         raise UserError(
             f"trainer.check_val_every_n_epoch is {every}: give at least 1, or --trainer.limit_val_batches=0 for no "
             "validation"
+        )
+    if config.val_check_interval == 0:
+        raise UserError(
+            "trainer.val_check_interval is 0: give at least 1 batch, or --trainer.limit_val_batches=0 for no validation"
         )
     for name, value in (
         ("accumulate_grad_batches", config.accumulate_grad_batches),

@@ -81,6 +81,16 @@ def test_ctrl_c_before_the_first_checkpoint_says_so(tiny_cache, tmp_path):
         ),
         (("--trainer.val_check_interval=9",), "trainer: `val_check_interval` (9) must be less than or equal"),
         (("--trainer.check_val_every_n_epoch=0",), "trainer.check_val_every_n_epoch is 0: give at least 1"),
+        (("--trainer.val_check_interval=0",), "trainer.val_check_interval is 0: give at least 1 batch, or "),
+        (
+            ("--trainer.callbacks+=Timer", "--trainer.callbacks.duration=00:00:00:01"),
+            "trainer: Does not validate against any of the Union subtypes",
+        ),
+        (
+            ("--trainer.callbacks+=ModelPruning", "--trainer.callbacks.pruning_fn=l1_unstructured"),
+            "trainer.callbacks: ModelPruning found, which would prune nothing",
+        ),
+        (("--trainer.callbacks+=BackboneFinetuning",), "trainer.callbacks: BaseFinetuning found, which would freeze"),
         (
             ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/tua", "--trainer.max_epochs=1"),
             "trainer: Early stopping conditioned on metric `val/tua` which is not available",
