@@ -39,6 +39,7 @@ def one_line_errors() -> Iterator[None]:
 
     Raises:
         UserError: with what was raised.
+        SystemExit: another rank has ended, of what it says itself.
     """
     try:
         yield
@@ -57,6 +58,11 @@ def one_line_errors() -> Iterator[None]:
             raise
         raise UserError(said.strip().splitlines()[0]) from error
     except (ValueError, RuntimeError, AttributeError) as error:
+        if "gloo" in str(error) and "by peer" in str(error):
+            raise SystemExit(
+                "error: another rank has ended, whose own message says why: mend that, and go on with "
+                "--ckpt_path=RUN/checkpoints/last.ckpt"
+            ) from error
         # Not their subclasses: an error of CUDA or of a decoder may surface in any frame.
         if type(error) not in (ValueError, RuntimeError, AttributeError) or _raised_in(error) is None:
             raise

@@ -138,6 +138,15 @@ def test_an_error_of_our_own_keeps_its_traceback(tiny_cache, tmp_path, monkeypat
         fit_here(tiny_cache, tmp_path / "run", *OPTIONS)
 
 
+def test_the_end_of_another_rank_is_one_line(tiny_cache, tmp_path, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:8344. GLHF!")
+
+    monkeypatch.setattr(specauf.module, "branch_losses", broken)
+    with pytest.raises(SystemExit, match=r"^error: another rank has ended, whose own message says why: [^\n]*$"):
+        fit_here(tiny_cache, tmp_path / "run", *OPTIONS)
+
+
 def test_a_single_callback_is_a_list_of_one(tiny_cache, tmp_path):
     options = ("--trainer.callbacks=LearningRateMonitor", "--trainer.max_steps=1")
     assert fit_here(tiny_cache, tmp_path / "run", *OPTIONS, *options) == 0
