@@ -88,7 +88,8 @@ class Summary(L.Callback):
     def _said(self, trainer: L.Trainer) -> str:
         root, steps = trainer.default_root_dir, trainer.global_step
         if self._started is None:
-            return f"{root}: nothing left to do after {steps} steps; raise trainer.max_epochs or max_steps to go on"
+            ends = "max_epochs, max_steps or max_time" if trainer.should_stop else "max_epochs or max_steps"
+            return f"{root}: nothing left to do after {steps} steps; raise trainer.{ends} to go on"
         said = [f"{steps} steps"]
         if trainer.current_epoch == trainer.max_epochs and steps < trainer.max_steps:
             said[0] += f" (trainer.max_epochs {trainer.max_epochs} came before max_steps {trainer.max_steps})"

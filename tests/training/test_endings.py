@@ -174,13 +174,15 @@ def test_a_run_directory_means_its_last_checkpoint(tiny_cache, tmp_path, ended, 
     assert fit_here(tiny_cache, run, "--model.loss=auf", "--trainer.max_steps=4", word) == 2
 
 
-def test_time_alone_may_end_a_run_at_a_constant_rate(tiny_cache, tmp_path):
+def test_time_alone_may_end_a_run_at_a_constant_rate(tiny_cache, tmp_path, capsys):
     options = ("--trainer.max_time=00:00:00:02", "--model.schedule=Constant", "--checkpoints.every_n_steps=2")
     run = tmp_path / "run"
     assert fit_here(tiny_cache, run, *ENDLESS, *options) == 0
     steps = json.loads((run / "summary.json").read_text())["steps"]
     assert steps > 0
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == steps
+    assert fit_here(tiny_cache, run, *ENDLESS, *options, f"--ckpt_path={run}") == 0
+    assert "raise trainer.max_epochs, max_steps or max_time to go on" in capsys.readouterr().out
 
 
 def test_no_limit_is_refused_by_schedules_that_need_one():
