@@ -74,6 +74,7 @@ class DrafterModule(L.LightningModule):
         self._means: list[StepMean] = []
         self._losses: list[tuple[Tensor, str]] = []  # of the step's micro-batches, and where each was
         self._resumed: dict[str, Any] | None = None
+        self._stepping = False  # the optimizer may have changed weights for a batch that is not done
         self.emitted, self.acceptance = EmittedLength(), SlotAcceptance(drafter.block_size - 1)
         self.drafter: Drafter | None = None
 
@@ -174,6 +175,11 @@ class DrafterModule(L.LightningModule):
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.drafter.parameters() if p.grad is not None)
         self._check_finite(norm)
         self.log("train/grad_norm", norm)
+        self._stepping = True
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """The optimizer has done its work, if there was any."""
+        self._stepping = False
 
     def _check_finite(self, norm: Tensor) -> None:
         """The losses of the step, and its gradient's norm; one wait for the device, not one for each."""
@@ -235,6 +241,7 @@ class DrafterModule(L.LightningModule):
         """Keep what rebuilds the drafter without the cache."""
         assert self.drafter is not None
         cache: Cache = self.trainer.datamodule.cache  # type: ignore[attr-defined]
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
         checkpoint["specauf"] = {
             "format": FORMAT,
             "drafter": self.spec.name,
@@ -243,6 +250,7 @@ class DrafterModule(L.LightningModule):
             "target": cache.manifest.identity.target,
             "sketch": sketch_of(cache.target) if self.needs_features else None,
             "rng": rng_state(),
+            "half_changed": self._stepping and batches.ready > batches.processed,  # type: ignore[attr-defined]
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -257,6 +265,11 @@ class DrafterModule(L.LightningModule):
                 drafter=self.drafter.name,
                 config=self.drafter.config.to_dict(),
             )
+            if checkpoint["specauf"].get("half_changed"):
+                raise UserError(
+                    "--ckpt_path: it was written while the optimizer changed the weights, whose step would be made "
+                    "twice: give the run's checkpoints/last.ckpt"
+                )
             back_to_whole_steps(checkpoint, checkpoint[type(datamodule).__qualname__]["position"])
             self._resumed = checkpoint
             return

@@ -84,3 +84,22 @@ def test_sigterm_in_the_middle_of_a_step_loses_no_step(tiny_cache, tmp_path, mon
     assert last(tmp_path / "run", "global_step") == 1
     assert fit_here(tiny_cache, tmp_path / "run", *OPTIONS, *options, f"--ckpt_path={tmp_path}/run") == 0
     goes_on_as(whole, tmp_path / "run", 1)
+
+
+class SavesInStep(L.Callback):
+    """Saves when the optimizer has changed the weights of step 2, whose batch is not done."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        def save(*rest):
+            if trainer.global_step == 2:
+                trainer.save_checkpoint(f"{trainer.default_root_dir}-saved/step.ckpt")
+
+        trainer.optimizers[0].register_step_post_hook(save)
+
+
+def test_one_from_the_middle_of_the_optimizer_s_work_is_refused(tiny_cache, tmp_path, capsys):
+    options, saves = (*OPTIONS, "--trainer.max_steps=3"), f"--trainer.callbacks+={__name__}.SavesInStep"
+    assert fit_here(tiny_cache, tmp_path / "run", *options, saves) == 0
+    capsys.readouterr()
+    assert fit_here(tiny_cache, tmp_path / "rest", *options, f"--ckpt_path={tmp_path}/run-saved/step.ckpt") == 2
+    assert "written while the optimizer changed the weights" in capsys.readouterr().err
