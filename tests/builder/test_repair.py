@@ -297,7 +297,7 @@ def test_what_has_moved_is_said_where(make: Make, tiny_target_dir: Path, corpus:
     (cache / "shard-00001.zarr/sketch/c/0/0").write_bytes(b"")
     for words, says in (
         ([], "corpus .* does not exist"),
-        ([f"--corpus={questions}"], "--target.model="),
+        ([f"--corpus={questions}"], r"--target\.model"),
         ([f"--corpus={questions}", f"--target.model={target}"], ""),
     ):
         assert main([*told, *words]) == (2 if says else 0)
