@@ -16,14 +16,13 @@ from specauf.data.batch import BlockBatch, BlockTargets
 from specauf.data.vocabulary import frequent_tokens
 from specauf.decoding.replay import replay
 from specauf.drafters import Drafter, DrafterSpec, TargetVocabulary, sketch_of
-from specauf.drafters.sketch import fold, unfold
 from specauf.drafters.spec import require_kind
 from specauf.errors import UserError
-from specauf.fingerprint import comparable
 from specauf.loggers import log_when_measured
 from specauf.metrics import EmittedLength, SlotAcceptance
 from specauf.objectives import Objective, StepMean
 from specauf.objectives.support import branch_losses
+from specauf.other_cache import check_same_drafter, for_sketch
 from specauf.resume import back_to_whole_steps, check_same_optimizer, check_same_run, restore_rng, rng_state
 from specauf.schedules import Schedule, WarmupCosine
 
@@ -270,7 +269,9 @@ class DrafterModule(L.LightningModule):
                     "--ckpt_path: it was written while the optimizer changed the weights, whose step would be made "
                     "twice: give the run's checkpoints/last.ckpt"
                 )
-            back_to_whole_steps(checkpoint, checkpoint[type(datamodule).__qualname__]["position"])
+            position = checkpoint.get(type(datamodule).__qualname__, {}).get("position")
+            if position is not None:  # else it was saved before the first batch
+                back_to_whole_steps(checkpoint, position)
             self._resumed = checkpoint
             return
         check_same_drafter(checkpoint["specauf"], cache, self.drafter)
@@ -296,54 +297,3 @@ def to_head_vocabulary(targets: BlockTargets, vocabulary: TargetVocabulary) -> B
         teacher_logprobs = teacher_logprobs.masked_fill(~kept, -torch.inf)
         head_mass = teacher_logprobs.exp().sum(-1)
     return BlockTargets(labels, targets.valid & known, teacher_ids, teacher_logprobs, head_mass)
-
-
-def check_same_drafter(about: dict[str, Any], cache: Cache, drafter: Drafter) -> None:
-    """Refuse to validate on another target's cache, or as another drafter; the corpus and the sketch may differ.
-
-    Args:
-        about: what the checkpoint says under the key `specauf`.
-        cache: to validate on.
-        drafter: as it was built for that cache.
-
-    Raises:
-        UserError: naming what differs, with both values.
-    """
-    # Checkpoints of early versions do not name their target.
-    saved, given = about.get("target"), cache.manifest.identity.target
-    if about["cache_fingerprint"] != cache.fingerprint and (saved is None or not _same_weights(saved, given)):
-        raise UserError(
-            f"data.cache: {cache.url} is of the target {_named(given)}, --ckpt_path is of a drafter for "
-            f"{_named(saved) if saved else 'a target it does not name'}: give the cache it was trained on"
-            f"{', or another of that target' if saved else ''}"
-        )
-    found = {"drafter": about["drafter"], **about["config"]}
-    for name, value in {"drafter": drafter.name, **drafter.config.to_dict()}.items():
-        # `for_sketch` sees to the width of the features; tuples of a checkpoint come back as they went in.
-        if name != "feature_dim" and found.get(name) != value:
-            raise UserError(
-                f"--ckpt_path: its drafter has {name} {found.get(name)}, model.drafter and data.cache give {value}: "
-                "validate with the run's own config.yaml, on a cache with the same taps and mask token"
-            )
-
-
-def _same_weights(one: dict[str, str], two: dict[str, str]) -> bool:
-    """By all that tells a target's weights; the id is a name, which may be the user's own."""
-    first, second = ({k: v for k, v in t.items() if k != "id"} or t for t in comparable(one, two))
-    return first == second
-
-
-def _named(target: dict[str, str]) -> str:
-    return " ".join([target.get("id", "?"), *(value[:12] for key, value in target.items() if key != "id")])
-
-
-def for_sketch(fc: Tensor, old: dict[str, Tensor] | None, new: dict[str, Tensor] | None) -> Tensor:
-    """`fc` over what one cache holds of the features, made to read what another holds; None stands for all of them.
-
-    Over another sketch it reads the features as far as that sketch keeps them.
-    """
-    same = old is new or (old and new and all(torch.equal(old[key], new[key]) for key in ("basis", "scale")))
-    if same:
-        return fc
-    raw = fold(fc, old) if old else fc
-    return unfold(raw, new) if new else raw

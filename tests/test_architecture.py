@@ -45,6 +45,7 @@ ARROWS = {
     "schedules": set(),
     "loggers": set(),
     "resume": set(),
+    "other_cache": {"cache", "drafters"},
     "module": {
         "cache",
         "checkpoint",
@@ -54,6 +55,7 @@ ARROWS = {
         "loggers",
         "metrics",
         "objectives",
+        "other_cache",
         "resume",
         "schedules",
     },
