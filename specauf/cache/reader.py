@@ -213,10 +213,10 @@ class Cache:
 
     def loss_masks(self, split: Split | None = None) -> Iterator[list[tuple[int, Bool[np.ndarray, " tokens"]]]]:
         """Number and loss mask of each document, shard by shard, without reading anything else."""
-        for first, shard in zip(self.first_documents, self._all(_MASKS), strict=False):
+        for shard in self._all(_MASKS):
             a = shard.arrays
             yield [
-                (int(first) + local, a["loss_mask"][a["doc_offsets"][local] : a["doc_offsets"][local + 1]])
+                (shard.first + local, a["loss_mask"][a["doc_offsets"][local] : a["doc_offsets"][local + 1]])
                 for local, held_out in enumerate(a["held_out"])
                 if split is None or held_out == (split == "held_out")
             ]

@@ -40,7 +40,7 @@ class BlockLoader(DataLoader[BlockBatch]):
 
     def __iter__(self) -> Iterator[BlockBatch]:  # type: ignore[override]
         """The next epoch's batches, or the rest of the resumed one; an iterator that gave nothing began no epoch."""
-        epoch, skip = self._resume or (self._epoch + (self._handed_out > self._skipped), 0)
+        epoch, skip = self._resume or (self._next_epoch, 0)
         self._resume = None
         self._epoch, self._handed_out, self._skipped = epoch, skip, skip
         self.order.start_at(epoch, skip)
@@ -63,9 +63,13 @@ class BlockLoader(DataLoader[BlockBatch]):
             self._epoch, self._handed_out = epoch, handed_out
             yield batch
 
+    @property
+    def _next_epoch(self) -> int:
+        return self._epoch + (self._handed_out > self._skipped)
+
     def begin_after(self, other: "BlockLoader") -> None:
         """Begin with the epoch after that which another loader has handed out last."""
-        self._epoch = other._epoch + (other._handed_out > other._skipped)
+        self._epoch = other._next_epoch
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it is a position in."""
