@@ -50,7 +50,7 @@ class ChatRenderer:
             UserError: the tokenizer has no chat template, or cannot map characters to tokens, or the date that the
                 template prints cannot be held.
         """
-        if not (getattr(self.tokenizer, "chat_template", None) or self.options.get("chat_template")):
+        if not plain_template(self.tokenizer, self.options):
             raise UserError(
                 "the target's tokenizer has no chat template: use an instruct model, give one as chat_template in the "
                 "target's template_options, or use a text corpus"

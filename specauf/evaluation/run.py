@@ -116,7 +116,7 @@ def encode(tokenizer: Any, text: str, template_options: Mapping[str, Any] | None
         UserError: the template cannot be read, or raises.
     """
     options = dict(template_options or {})
-    if not (getattr(tokenizer, "chat_template", None) or options.get("chat_template")):
+    if not plain_template(tokenizer, options):
         ids: torch.Tensor = tokenizer(text, return_tensors="pt")["input_ids"]
         return ids
     from jinja2 import TemplateError
