@@ -23,7 +23,7 @@ from cache_builder.document import BuiltDocument
 from cache_builder.documents import Advance, DocumentMaker
 from cache_builder.fit import Fitting, loss_text
 from cache_builder.identity import make_identity, template_hash
-from cache_builder.manifest import committed_shards
+from cache_builder.manifest import committed_shards, forget_shards
 from cache_builder.plan import Plan, make_plan
 from cache_builder.target import Target
 from cache_builder.writer import StorageSpec, fit_digest, load_codec, write_manifest, write_shard, write_target
@@ -149,7 +149,7 @@ class Build:
         if fit_digest(codec) not in (None, before):
             # Codes of another fit would be decoded wrongly, and no digest could tell. Before the new one is stored: a
             # build that is killed in between would take it for that of the shards.
-            self._forget_shards()
+            forget_shards(self.config.out, self.identity)
         write_target(
             self.config.out,
             self.identity,
@@ -196,19 +196,6 @@ class Build:
             self.write(number, [], drops, FeatureCodec("none", 0))
         said = ", ".join(f"{n} {reason}" for reason, n in sorted(total.items()))
         raise UserError(f"corpus {self.config.corpus}: no document is left ({said}): relax what drops them")
-
-    def _forget_shards(self) -> None:
-        """Let every stored document be made again."""
-        place = Location(self.config.out)
-        stored = [r.name for r in committed_shards(self.config.out, self.identity).values() if r.counts.documents]
-        if stored:
-            print(
-                f"features were fitted anew and came out otherwise: {len(stored)} shards are made again",
-                file=sys.stderr,
-            )
-        place.remove(MANIFEST)  # which tells their records
-        for name in stored:
-            place.remove(f"{name}.json")
 
     def fit(self, documents: list[BuiltDocument], more: str | None = None) -> tuple[FeatureCodec, list[float]]:
         """How this build stores features, fitted on some documents, and the relative error of each tap on others.

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 
 from specauf.cache.location import Location, sha256
@@ -46,6 +47,17 @@ def committed_shards(cache_dir: str, identity: Identity) -> dict[int, CommitReco
             raise UserError(f"{cache_dir}/{file} belongs to another cache: delete it, or give another --out")
         records[int(name.removeprefix("shard-"))] = record
     return dict(sorted(records.items()))
+
+
+def forget_shards(cache_dir: str, identity: Identity) -> None:
+    """Let every stored document be made again, for features were fitted anew and came out otherwise."""
+    place = Location(cache_dir)
+    stored = [r.name for r in committed_shards(cache_dir, identity).values() if r.counts.documents]
+    if stored:
+        print(f"features were fitted anew and came out otherwise: {len(stored)} shards are made again", file=sys.stderr)
+    place.remove(MANIFEST)  # which tells their records
+    for name in stored:
+        place.remove(f"{name}.json")
 
 
 def write_manifest(cache_dir: str, identity: Identity, shards: int, drops: Mapping[str, int] | None = None) -> Manifest:

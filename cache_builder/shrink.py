@@ -17,6 +17,7 @@ from cache_builder.config import BuildConfig
 from cache_builder.encode import feature_arrays
 from cache_builder.fit import Fitting
 from cache_builder.lock import BuildLock
+from cache_builder.manifest import forget_shards
 from cache_builder.writer import (
     StorageSpec,
     begin,
@@ -31,7 +32,7 @@ from specauf.cache import Cache, FeatureCodec, Identity, logprobs, open_cache
 from specauf.cache.features import decode_sketch
 from specauf.cache.location import Location, sha256
 from specauf.cache.objects import read_checked
-from specauf.cache.reader import FEATURE_FIT, MANIFEST, TARGET, fields_to_read
+from specauf.cache.reader import FEATURE_FIT, TARGET, fields_to_read
 from specauf.cache.schema import CommitRecord, FeatureKind, Manifest
 from specauf.cache.shard import FEATURE_FIELDS
 from specauf.errors import UserError
@@ -115,9 +116,7 @@ def _forget_other_fit(place: Location, identity: Identity, codec: FeatureCodec) 
     found = place.child(TARGET).read_all([FEATURE_FIT]).get(FEATURE_FIT)
     digest = fit_digest(codec)
     if digest is not None and (found is None or sha256(found) != digest):
-        place.remove(MANIFEST)
-        for record in committed_shards(place.url, identity).values():
-            place.remove(f"{record.name}.json")
+        forget_shards(place.url, identity)
 
 
 def smaller_identity(cache: Cache, k: int | None, features: FeatureKind | None, sketch_rank: int | None) -> Identity:
