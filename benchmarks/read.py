@@ -13,8 +13,8 @@ top-k ids and log-probs as int64 and float32, and what the drafter's `fc` reads 
 - bf16 files: a safetensors file a document with the taps in bf16, as other trainers store them. bf16 as is: the same,
   but features stay in bf16, so that their cast falls on the training step.
 
-Processor time counts all threads; the cache decodes the next shards in threads of its own while one is read, the others
-do not. Ends with one JSON line.
+Processor time counts all threads; the cache unpacks large arrays in several, the others have one. Ends with one JSON
+line.
 """
 
 import argparse

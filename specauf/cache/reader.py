@@ -194,7 +194,7 @@ class Cache:
             world: number of parts; they differ by at most one document.
             topk: also read the log-probabilities.
             features: also read the features.
-            window: shards mixed at once; two windows are in memory, for the next is read while one is used.
+            window: shards mixed at once and in memory. Of a remote store twice as many, the next are read meanwhile.
 
         Returns:
             An iterator of documents whose `state_dict()` and `load_state_dict()` keep its position.

@@ -19,7 +19,7 @@ TOPK_FIELDS = ("topk_ids", "id_table", "topk_logprobs", "head_mass")
 FEATURE_FIELDS = ("features", "sketch", "feature_scale")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # not frozen: made four times as fast, and one is made for every document read
 class Document:
     """One document of a cache, decoded.
 
@@ -83,8 +83,21 @@ class Shard:
         return len(self.arrays["held_out"])
 
     @cached_property
-    def _row_offsets(self) -> np.ndarray:
-        return np.searchsorted(self.arrays["row_index"], self.arrays["doc_offsets"])
+    def _cuts(self) -> list[tuple[int, int, int, int]]:
+        """First token and row of each document, and those behind its last; Python's numbers cut arrays fastest."""
+        starts = self.arrays["doc_offsets"]
+        rows = np.searchsorted(self.arrays["row_index"], starts)
+        return list(zip(*(cuts.tolist() for cuts in (starts[:-1], starts[1:], rows[:-1], rows[1:])), strict=True))
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        return self.arrays["tokens"].astype(np.int64)
+
+    @cached_property
+    def _row_index(self) -> np.ndarray:
+        """The position of each row in its own document."""
+        rows = [last - first for _, _, first, last in self._cuts]
+        return self.arrays["row_index"] - np.repeat(self.arrays["doc_offsets"][:-1], rows)
 
     @cached_property
     def _topk(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
@@ -113,16 +126,16 @@ class Shard:
     def document(self, local: int) -> Document:
         """Document number `local` of the shard."""
         a = self.arrays
-        start, stop = a["doc_offsets"][local], a["doc_offsets"][local + 1]
-        rows = slice(self._row_offsets[local], self._row_offsets[local + 1])
+        start, stop, first_row, last_row = self._cuts[local]
+        rows = slice(first_row, last_row)
         ids, values, mass = self._rows(rows) if "topk_ids" in a else (None, None, None)
         codes = a.get("features", a.get("sketch"))
         scale = a.get("feature_scale")
         return Document(
             index=self.first + local,
-            tokens=a["tokens"][start:stop].astype(np.int64),
+            tokens=self._tokens[start:stop],
             loss_mask=a["loss_mask"][start:stop],
-            row_index=a["row_index"][rows] - start,
+            row_index=self._row_index[rows],
             topk_ids=ids,
             topk_logprobs=values,
             head_mass=mass,

@@ -38,6 +38,13 @@ def test_error_stays_within_the_bound(seed, rows, vocabulary, k, temperature):
     np.testing.assert_allclose(mass, np.exp(exact).sum(1), atol=1 / 2048)
 
 
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(0, 30), k=st.integers(1, 70), largest=st.integers(0, 65535))
+def test_codes_come_back_from_their_differences(seed, rows, k, largest):
+    codes = np.sort(np.random.default_rng(seed).integers(0, largest + 1, (rows, k)), axis=1)
+    deltas = np.diff(codes, axis=1, prepend=0).astype(np.uint16)
+    np.testing.assert_array_equal(logprobs._running_sums(deltas), codes)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0, 8.0])
 def test_kl_over_the_kept_entries_is_small(temperature):
     _, exact = head(7, 500, 2000, 32, temperature)

@@ -4,6 +4,7 @@ import functools
 import pickle
 import threading
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -102,17 +103,34 @@ def test_resuming_reads_no_shard_that_is_behind(cache, monkeypatch):
     assert len(read) == 1
 
 
-def test_damage_ahead_is_told_when_it_is_reached(tmp_path):
-    """Shards are read ahead: what is wrong with one must not cost the documents before it."""
+@pytest.fixture(scope="module")
+def remote(cache) -> Cache:
+    url = "memory://order"
+    fsspec.filesystem("memory").put(cache.url, "/order", recursive=True)
+    return open_cache(url)
+
+
+def test_a_remote_store_gives_the_same_order(cache, remote):
+    options = {"shuffle": True, "seed": 3, "window": 2, "rank": 1, "world": 2}
+    assert numbers(remote, **options) == numbers(cache, **options)
+
+
+@pytest.mark.parametrize("store", ["local", "memory"])
+def test_damage_ahead_is_told_when_it_is_reached(tmp_path, store):
+    """Remote shards are read ahead: what is wrong with one must not cost the documents before it."""
     build(tmp_path / "cache", identity(features="none"), LENGTHS)
     (tmp_path / "cache/shard-00002.zarr/tokens/c/0").unlink()
-    documents = open_cache(str(tmp_path / "cache")).documents()
+    url = str(tmp_path / "cache")
+    if store == "memory":
+        fsspec.filesystem("memory").put(url, f"/{tmp_path.name}", recursive=True)
+        url = f"memory://{tmp_path.name}"
+    documents = open_cache(url).documents()
     assert [next(documents).index for _ in range(8)] == list(range(8))
     with pytest.raises(UserError, match="shard-00002: field tokens"):
         next(documents)
 
 
-def test_a_reader_that_stops_early_waits_for_nothing(cache, monkeypatch):
+def test_a_reader_that_stops_early_waits_for_nothing(remote, monkeypatch):
     """The thread that reads ahead may be in the middle of a slow shard."""
     reading, release = threading.Event(), threading.Event()
 
@@ -123,7 +141,7 @@ def test_a_reader_that_stops_early_waits_for_nothing(cache, monkeypatch):
         return shard(self, number, fields)
 
     monkeypatch.setattr(Cache, "shard", slow)
-    documents = cache.documents()
+    documents = remote.documents()
     assert next(documents).index == 0
     assert reading.wait(60)
     documents._documents.close()
