@@ -17,6 +17,7 @@ ANYONE = {
     "rotary",
     "template_dates",
     "threads",
+    "typed_json",
 }  # leaves: they import nothing above them
 # Each part of specauf, and the other parts it may import.
 ARROWS = {
@@ -29,6 +30,7 @@ ARROWS = {
     "rotary": set(),
     "template_dates": set(),
     "threads": set(),
+    "typed_json": set(),
     "cache": set(),
     "data": {"cache", "module"},  # `module` for its type alone
     "objectives": {"data", "drafters"},

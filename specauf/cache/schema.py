@@ -3,16 +3,15 @@
 import dataclasses
 import functools
 import json
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar
 
 from specauf.cache.location import sha256
 from specauf.errors import UserError
+from specauf.typed_json import short, typed
 
 FORMAT_VERSION = 1
+REMEDY = "run cache-builder verify --repair"
 # Fields that version 1 got after its first caches were written.
 _ADDED = frozenset({"crc32c"})
 FeatureKind = Literal["none", "bf16", "int8", "sketch"]
@@ -84,7 +83,7 @@ class Identity:
             found = getattr(self, name)
             if found != wanted:
                 raise UserError(
-                    f"cache {where}: {name} is {_short(found)}, expected {_short(wanted)}: "
+                    f"cache {where}: {name} is {short(found)}, expected {short(wanted)}: "
                     "use the cache of this target and corpus, or build one"
                 )
 
@@ -238,7 +237,7 @@ def open_sealed(data: bytes, where: str) -> Manifest:
     """
     manifest = from_json(Manifest, data, where)
     if not is_sealed(data):
-        raise UserError(f"{where}: field checksum: the manifest is damaged: run cache-builder verify --repair")
+        raise UserError(f"{where}: field checksum: the manifest is damaged: {REMEDY}")
     return manifest
 
 
@@ -260,53 +259,11 @@ def from_json(kind: type[Record], data: bytes, where: str) -> Record:
     try:
         value = json.loads(data)
     except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}): run cache-builder verify --repair") from error
+        raise UserError(f"{where} is not JSON ({error}): {REMEDY}") from error
     found = value.get("format", FORMAT_VERSION) if isinstance(value, dict) else FORMAT_VERSION
     if found != FORMAT_VERSION:
         raise UserError(
             f"{where}: format is {found!r}, this version reads {FORMAT_VERSION}: upgrade specauf or rebuild"
         )
-    record: Record = _convert(kind, value, where)
+    record: Record = typed(kind, value, where, REMEDY, _ADDED)
     return record
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    """Check a JSON value against a type and convert it; errors name the field by its path."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = _hints(kind)
-        keys = _expect(value, dict, where)
-        for name in sorted(hints.keys() - keys.keys() - _ADDED):
-            raise UserError(f"{where}: field {name} is missing: run cache-builder verify --repair")
-        for name in sorted(keys.keys() - hints.keys()):
-            raise UserError(f"{where}: field {name} is unknown to format {FORMAT_VERSION}: upgrade specauf")
-        return kind(**{name: _convert(hints[name], value[name], f"{where}: {name}") for name in keys})
-    if origin is dict:
-        return {k: _convert(inner[1], v, f"{where}[{k!r}]") for k, v in _expect(value, dict, where).items()}
-    if origin is tuple:
-        return tuple(_convert(inner[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(value, list, where)))
-    if origin in (Union, types.UnionType):
-        return None if value is None else _convert(inner[0], value, where)
-    if origin is Literal:
-        if value not in inner:
-            raise UserError(f"{where} is {value!r}, expected one of {', '.join(map(repr, inner))}: upgrade specauf")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return _expect(value, kind, where)
-
-
-_hints = functools.cache(typing.get_type_hints)
-
-
-def _expect(value: Any, kind: type, where: str) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{where} is {_short(value)}, expected {kind.__name__}: run cache-builder verify --repair")
-    return value
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, default=str) if isinstance(value, Mapping | list | tuple) else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

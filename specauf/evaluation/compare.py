@@ -75,22 +75,22 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for label, record in records.items():
         own = {name: name if names.count(name) == 1 else f"{label}/{name}" for name in record["runs"]}
         training |= {own[name]: curve for name, curve in record.get("training", {}).items()}
-        drafters |= {own[name]: digest for name, digest in record["drafters"].items()}
+        drafters |= {own[name]: digest for name, digest in record.get("drafters", {}).items()}
         for part in record["parts"]:
             bench = part["benchmark"]
             key = bench["name"], bench["setting"]
             joint = parts.setdefault(key, {"benchmark": dict(bench), "runs": {}, "divergences": []})
             idle = {"seed", "sampling"} if bench["temperature"] == 0 else set()
-            for field in sorted(bench.keys() - {"prompts", "fewest_prompts"} - idle):
-                _require_same(field, joint["benchmark"][field], seen.setdefault(key, label), bench[field], label)
+            for field in sorted((joint["benchmark"].keys() | bench.keys()) - {"prompts", "fewest_prompts"} - idle):
+                values = joint["benchmark"].get(field), bench.get(field)
+                _require_same(field, values[0], seen.setdefault(key, label), values[1], label)
             joint["runs"] |= {own[name]: run for name, run in part["runs"].items()}
             here, fewest = joint["benchmark"], min(map(_fewest, (joint["benchmark"], bench)))
             here |= {"prompts": max(here["prompts"], bench["prompts"]), "fewest_prompts": fewest}
             if "lossless" in part:
                 joint["lossless"] = joint.get("lossless", True) and part["lossless"]
-                joint["divergences"] += [
-                    d | {"decoder": own.get(d["decoder"], d["decoder"])} for d in part["divergences"]
-                ]
+                found = part.get("divergences", [])
+                joint["divergences"] += [d | {"decoder": own.get(d["decoder"], d["decoder"])} for d in found]
     joined = [part | {"comparisons": compare(part["runs"])} for part in parts.values()]
     common = {key: v for key, v in first.items() if all(key in r and r[key] == v for r in records.values())}
     return {
@@ -109,8 +109,8 @@ def join(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def united(environments: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One for several: what differs is named after one another, in order."""
     fields = dict.fromkeys(field for found in environments for field in found)
-    values = {field: dict.fromkeys(found[field] for found in environments if field in found) for field in fields}
-    return {field: next(iter(v)) if len(v) == 1 else " and ".join(map(str, v)) for field, v in values.items()}
+    values = {field: {str(found[field]): found[field] for found in environments if field in found} for field in fields}
+    return {field: next(iter(v.values())) if len(v) == 1 else " and ".join(v) for field, v in values.items()}
 
 
 def _fewest(bench: dict[str, Any]) -> int:

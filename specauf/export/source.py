@@ -133,7 +133,7 @@ def _measured(run: Path, drafter: Drafter, checkpoint: Path) -> tuple[str, ...]:
             known: dict[str, str] = record.get("drafters", {})
             own = known_digests(drafter, checkpoint)
             lines = tuple(line for name in known if known[name] in own for line in tau_lines(record, name, file))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{file}: not as `specauf evaluate` writes it ({error}); remove it to export without what it says"
             ) from error

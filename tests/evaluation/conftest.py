@@ -1,6 +1,7 @@
 """A tiny target on disk with drafters for it, and prompts: an evaluation takes a second."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 
 from specauf.drafters import DFlashDrafter, DrafterConfig
 from specauf.evaluation.record import EVALUATION
+from specauf.evaluation.results import evaluation_record
+from specauf.evaluation.settings import Setting
 from tests.builder.conftest import make_target, make_tokenizer
 from tests.training.conftest import tiny_cache  # noqa: F401
 
@@ -45,6 +48,21 @@ def command(place: Path, out: Path, *more: str) -> list[str]:
         f"--out={out}",
         *more,
     ]
+
+
+def made_record(*settings: Setting, name: str = "mine", accepted: Sequence[Sequence[int]] = ((1, 0), (2,))) -> dict:
+    """What an evaluation with one drafter writes that accepted so many drafts in the cycles of each prompt."""
+    environment = {"date": "2026-11-26", "device": "CPU"}
+    way = {"tokens": 9, "seconds": 1.0, "divergence": None, "identical": True}
+    way |= {f"{part}_seconds": 0.25 for part in ("prefill", "draft", "verify", "other")}
+    rows = [
+        {"environment": environment, "benchmark": "b", "setting": setting.to_dict(), "task_id": f"b/{i}", "digest": "d"}
+        | {"plain": way, "generate": way, "drafters": {name: way | {"accepted": list(cycles)}}}
+        for setting in settings or (Setting(9),)
+        for i, cycles in enumerate(accepted)
+    ]
+    facts = {"target": "t", "identity": {}, "dtype": "float32", "drafters": {}, "training": {}}
+    return json.loads(json.dumps(evaluation_record(rows, {name: 5}, None, **facts)))
 
 
 def record_of(out: Path) -> dict:

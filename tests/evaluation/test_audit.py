@@ -13,11 +13,11 @@ from specauf.drafters import TargetVocabulary
 from specauf.evaluation import audit_blocks
 from specauf.evaluation.audit import block_ends, by_kind, by_slot, calibration, support, token_kind
 from specauf.evaluation.audit_blocks import Blocks, observe, observe_documents, visited
-from specauf.evaluation.record import FORMAT
+from specauf.evaluation.settings import Setting
 from specauf.evaluation.summary import tau_pooled
 from tests.builder.conftest import make_target
 from tests.drafters.tiny import tiny_dflash
-from tests.evaluation.conftest import tiny_drafter
+from tests.evaluation.conftest import made_record, tiny_drafter
 
 
 def blocks(right: list[str]) -> Blocks:
@@ -144,9 +144,8 @@ def test_the_command_writes_both_pages_and_no_target_is_loaded(tiny_cache, fitte
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)
     fitted.save_pretrained(tmp_path / "drafter")
-    runs = {"mine": {"tau_pooled": 1.25, "tau_pooled_95": [1.1, 1.4]}}
-    sampled, greedy = ({"runs": runs, "benchmark": {"temperature": t, "block_size": 3}} for t in (1.0, 0.0))
-    real = {"format": FORMAT, "runs": runs, "parts": [sampled, greedy]}
+    real = made_record(Setting(9, 1.0, block_size=3), Setting(9, block_size=3))
+    real["parts"][1]["runs"]["mine"] |= {"tau_pooled": 1.25, "tau_pooled_95": [1.1, 1.4]}
     (tmp_path / "evaluation.json").write_text(json.dumps(real))
     words = ["audit", str(tiny_cache), str(tmp_path / "drafter"), f"--out={tmp_path}", f"--evaluation={tmp_path}"]
     assert main(words) == 0
@@ -168,8 +167,7 @@ def test_the_command_writes_both_pages_and_no_target_is_loaded(tiny_cache, fitte
 
 def test_an_evaluation_without_greedy_decoding_is_refused(tiny_cache, fitted, tmp_path, capsys):
     fitted.save_pretrained(tmp_path / "drafter")
-    part = {"runs": {"mine": {}}, "benchmark": {"temperature": 1.0, "block_size": None}}
-    (tmp_path / "evaluation.json").write_text(json.dumps({"format": FORMAT, "runs": part["runs"], "parts": [part]}))
+    (tmp_path / "evaluation.json").write_text(json.dumps(made_record(Setting(9, temperature=1.0))))
     words = ["audit", str(tiny_cache), str(tmp_path / "drafter"), f"--evaluation={tmp_path}"]
     assert main(words) == 2
     assert "has no greedy decoding: run specauf evaluate with --temperatures=[0]" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_the_card_says_what_the_run_was(run, tmp_path, monkeypatch):
     assert str(run.parent) not in card
 
 
-def test_a_card_tells_nothing_of_other_weights_or_of_where_the_target_lay(run, tmp_path):
+def test_a_card_tells_nothing_of_other_weights_or_of_where_the_target_lay(run, tmp_path, capsys):
     figures = {"tau_pooled": 2.345, "tau_pooled_95": [2.1, 2.5], "tau_per_prompt": 2.4}
     record = {
         "format": 2, "target": str(tmp_path / "secret" / "tiny"), "dtype": "float32",
@@ -129,6 +129,9 @@ def test_a_card_tells_nothing_of_other_weights_or_of_where_the_target_lay(run, t
     (run.parent / "evaluation.json").unlink()
     assert main(["export", str(run), f"--out={tmp_path / 'again'}"]) == 0
     assert "Not measured." in (tmp_path / "again" / "README.md").read_text()
+    for wrong in ({"tau_pooled": "2.3"}, {"tau_pooled_95": []}):
+        file.write_text(json.dumps(record | {"runs": {"auf": figures | wrong}}))
+        assert "not as `specauf evaluate` writes it" in refused(capsys, "export", run, f"--out={tmp_path / 'wrong'}")
 
 
 @pytest.mark.parametrize(
