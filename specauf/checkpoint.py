@@ -35,10 +35,10 @@ def load_drafter(path: Path | str, num_target_layers: int | None = None) -> Draf
 
 
 def weights_digest(drafter: Drafter) -> str:
-    """Sha256 of a drafter's weights, the same for a run and for what was exported of it.
+    """Sha256 of a drafter's weights, the same for a run and for its exports in bfloat16 or float32.
 
     They are taken as exports store them, in bfloat16, and without `fc`: a sketch is folded into it with other rounding
-    on other machines.
+    on other machines. An export in float16 is a drafter of its own: no digest bridges two roundings.
     """
     digest = hashlib.sha256(drafter.name.encode())
     for name, value in sorted(drafter.state_dict().items()):

@@ -145,7 +145,8 @@ def _evaluated(file: Path | None, run: str | None, place: Path, drafter: Drafter
     digest = record.get("drafters", {}).get(name)
     if digest is not None and digest not in known_digests(drafter, place):
         raise UserError(
-            f"run: {name} in {file} has other weights than {place}: evaluate this drafter, or name its run with --run"
+            f"run: {name} in {file} has other weights than {place}: evaluate this drafter, or name its run with --run; "
+            "an export in float16 counts as another drafter than its run"
         )
     return {**runs[name], "block_size": greedy[0]["benchmark"]["block_size"]}
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from specauf.checkpoint import load_drafter
+from specauf.checkpoint import load_drafter, weights_digest
 from specauf.cli import main
 from specauf.drafters import DFlashDrafter
 from specauf.errors import UserError
@@ -35,6 +35,12 @@ def test_zlab_to_ours_to_zlab_is_byte_equal(drafter, target_json, tmp_path, dtyp
         assert config(tmp_path / name) == config(tmp_path / "theirs")
         weights = (tmp_path / name / "model.safetensors").read_bytes()
         assert weights == (tmp_path / "theirs" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("dtype", "same_drafter"), [("bfloat16", True), ("float32", True), ("float16", False)])
+def test_which_exports_count_as_what_they_were_made_of(drafter, tmp_path, dtype, same_drafter):
+    export_zlab(drafter, tmp_path / "out", dtype=getattr(torch, dtype))
+    assert (weights_digest(load_drafter(tmp_path / "out")) == weights_digest(drafter)) == same_drafter
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
