@@ -17,8 +17,9 @@ def compare(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         runs: of one benchmark and setting, with their `by_prompt` sums.
 
     Returns:
-        By "first/last": `tau_ratio`, `tau_ratio_95` (prompts resampled as pairs) and `prompts`, how many they share;
-        prompts for which either drafted nothing are left out.
+        By "first/last": `tau_ratio`, `tau_ratio_95` (prompts resampled as pairs), `prompts`, how many they share, and
+        `other_tokens`, how many of them were laid out otherwise around the same text (None: not known). Prompts for
+        which either drafted nothing are left out.
     """
     *names, base = runs
     found = {f"{name}/{base}": _ratio(runs[name]["by_prompt"], runs[base]["by_prompt"]) for name in names}
@@ -33,10 +34,12 @@ def _ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     one, two = ([pair[side] for pair in pairs] for side in (0, 1))
     sums, cycles = (np.array(first[k], float)[one] for k in ("accepted", "cycles"))
     base_sums, base_cycles = (np.array(second[k], float)[two] for k in ("accepted", "cycles"))
+    known = "ids" in first and "ids" in second
     return {
         "tau_ratio": float((sums.sum() / cycles.sum() + 1) / (base_sums.sum() / base_cycles.sum() + 1)),
         "tau_ratio_95": bootstrap_paired(sums, cycles, base_sums, base_cycles, plus=1.0),
         "prompts": len(pairs),
+        "other_tokens": sum(first["ids"][i] != second["ids"][j] for i, j in pairs) if known else None,
     }
 
 

@@ -25,6 +25,7 @@ class _Benchmark(TypedDict):
 class _ByPrompt(TypedDict):
     task_id: list[str]
     digest: list[str]
+    ids: NotRequired[list[str]]  # not in early records
     accepted: list[int]
     cycles: list[int]
 
@@ -56,6 +57,7 @@ class _Comparison(TypedDict):
     tau_ratio: float
     tau_ratio_95: tuple[float, float]
     prompts: int
+    other_tokens: NotRequired[int | None]
 
 
 class _Divergence(TypedDict):
@@ -160,7 +162,7 @@ def _check_agreement(record: dict[str, Any], source: Path) -> None:
             known = ", ".join(record["runs"])
             raise UserError(f"{source}: {field} has {min(unknown)}, runs has {known} alone: {REMEDY}")
     for field, (found, kind) in columns.items():
-        lengths = {name: len(found[name]) for name in kind.__required_keys__}
+        lengths = {name: len(found[name]) for name in kind.__annotations__ if name in found}
         if len(set(lengths.values())) > 1:
             said = ", ".join(f"{count} in {name}" for name, count in sorted(lengths.items()))
             raise UserError(f"{source}: {field} has lists of several lengths ({said}): {REMEDY}")

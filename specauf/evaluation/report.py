@@ -95,9 +95,15 @@ def comparison_lines(part: Record) -> list[str]:
         low, high = result["tau_ratio_95"]
         lines.append(
             f"Emitted length {name} over {base}: {result['tau_ratio'] - 1:+.1%} (95 % {low - 1:+.1%} to "
-            f"{high - 1:+.1%}, paired over {result['prompts']} prompts)."
+            f"{high - 1:+.1%}, paired over {result['prompts']} prompts{_laid_out(result)})."
         )
     return lines
+
+
+def _laid_out(result: Record) -> str:
+    """What a pair of evaluations made apart may hide: the template's date or options."""
+    others = result.get("other_tokens")
+    return f", {others} of them laid out otherwise, as with another date or other template_options" if others else ""
 
 
 def lossless_lines(record: Record) -> list[str]:

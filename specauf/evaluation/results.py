@@ -70,6 +70,7 @@ def summarise_run(rows: Sequence[Row], name: str, slots: int) -> dict[str, Any]:
         "by_prompt": {
             "task_id": [row["task_id"] for row in rows],
             "digest": [row["digest"] for row in rows],
+            "ids": [row["ids"] for row in rows],
             "accepted": [sum(a) for a in accepted],
             "cycles": [len(a) for a in accepted],
         },

@@ -56,7 +56,14 @@ def made_record(*settings: Setting, name: str = "mine", accepted: Sequence[Seque
     way = {"tokens": 9, "seconds": 1.0, "divergence": None, "identical": True}
     way |= {f"{part}_seconds": 0.25 for part in ("prefill", "draft", "verify", "other")}
     rows = [
-        {"environment": environment, "benchmark": "b", "setting": setting.to_dict(), "task_id": f"b/{i}", "digest": "d"}
+        {
+            "environment": environment,
+            "benchmark": "b",
+            "setting": setting.to_dict(),
+            "task_id": f"b/{i}",
+            "digest": "d",
+            "ids": "t",
+        }
         | {"plain": way, "generate": way, "drafters": {name: way | {"accepted": list(cycles)}}}
         for setting in settings or (Setting(9),)
         for i, cycles in enumerate(accepted)

@@ -200,7 +200,7 @@ def test_a_prompt_that_ends_with_its_first_token_is_no_pair():
     sums = {"task_id": ["p/1", "p/2"], "digest": ["a", "b"], "accepted": [5, 0], "cycles": [10, 0]}
     other = sums | {"accepted": [10, 20], "cycles": [10, 10]}
     found = compare({"x": {"by_prompt": sums}, "y": {"by_prompt": other}})["x/y"]
-    assert found == {"tau_ratio": 0.75, "tau_ratio_95": (0.75, 0.75), "prompts": 1}
+    assert found == {"tau_ratio": 0.75, "tau_ratio_95": (0.75, 0.75), "prompts": 1, "other_tokens": None}
     alone = {name: {"by_prompt": {k: v[1:] for k, v in s.items()}} for name, s in (("x", sums), ("y", sums))}
     assert compare(alone) == {}
 
@@ -225,7 +225,7 @@ def test_prompts_draw_other_random_numbers_and_drafters_the_same(place, tmp_path
     assert not first & {found[0] for found in seeds.values()}
 
 
-def test_the_chat_template_gets_the_targets_options(place, tmp_path):
+def test_the_chat_template_gets_the_targets_options(place, tmp_path, monkeypatch):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is false %}<none>{% endif %}"
@@ -245,6 +245,12 @@ def test_the_chat_template_gets_the_targets_options(place, tmp_path):
     assert lengths[1] == lengths[0] + len(tokenizer("<none>")["input_ids"])
     # The same file may not go on with the other template.
     assert main(command(place, tmp_path / "true", *options)) == 2
+    # A report of both pairs what is one text and another prompt, and says so where it is one.
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "true", "false", "--out=both"]) == 0
+    page = (tmp_path / "both/report.md").read_text()
+    across, within = (page.count(f"1 prompts{said}") for said in (", 1 of them laid", ")."))
+    assert (across, within) == (2, 1)
 
 
 def test_processors_of_the_generation_config_are_left_out_and_named(place, tmp_path, capsys):
