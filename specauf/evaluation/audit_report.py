@@ -108,4 +108,4 @@ def _percent(values: list[float | None]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    return "`" + repr(text)[1:-1].replace("|", "\\|").replace("`", "'") + "`"
+    return "`" + repr(text)[1:-1].replace("`", "'") + "`"

@@ -9,6 +9,7 @@ from specauf.evaluation.report import prompt_count
 
 Record = Mapping[str, Any]
 GREYS = ("0.6", "0.75")
+LONGEST = 30  # letters of a name; an axis is some 45 wide
 
 
 class Figure(NamedTuple):
@@ -27,7 +28,7 @@ def overview(record: Record, path: Path) -> None:
     _survival(axes[1], runs, "accepted_per_slot")
     _speed(axes[2], runs)
     bench = record["benchmark"]
-    title = f"{record['target']}, {bench['name']}, {prompt_count(bench)}, {bench['setting']}"
+    title = f"{_short(record['target'])}, {_short(bench['name'])}, {prompt_count(bench)}, {bench['setting']}"
     figure.suptitle(_plain(title))
     figure.savefig(path, dpi=130)
 
@@ -64,8 +65,17 @@ def figures(record: Record) -> list[Figure]:
 
 
 def _legible(by_name: Record) -> Record:
-    """Names that matplotlib shows as they are; it would hide _names."""
-    return {(" " if name.startswith("_") else "") + _plain(name): value for name, value in by_name.items()}
+    """Names that matplotlib shows as they are, each once; it would hide _names."""
+    found: dict[str, Any] = {}
+    for name, value in by_name.items():
+        label = (" " if name.startswith("_") else "") + _plain(_short(name))
+        found[label if label not in found else f"{label} ({len(found) + 1})"] = value
+    return found
+
+
+def _short(text: str) -> str:
+    """Text without its middle where it is too long for an axis."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}\u2026{text[-LONGEST // 2 :]}"
 
 
 def _plain(text: str) -> str:
@@ -92,13 +102,19 @@ def _svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
+def _name(axis: Any, names: list[str]) -> None:
+    """Name what stands at 0, 1, ...; aslant where the names would run into one another."""
+    aslant = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, names)) > LONGEST else {}
+    axis.set_xticks(range(len(names)), names, **aslant)
+
+
 def _tau(axis: Any, runs: Record) -> None:
     for i, run in enumerate(runs.values()):
         tau, (low, high) = run["tau_pooled"], run["tau_pooled_95"]
         axis.errorbar(i, tau, yerr=[[max(0, tau - low)], [max(0, high - tau)]], fmt="o", capsize=5, color=f"C{i}")
         axis.annotate(f"{tau:.3f}", (i, tau), xytext=(8, 0), textcoords="offset points", va="center")
         axis.set_xlim(-0.6, i + 0.6)
-    axis.set_xticks(range(len(runs)), list(runs))
+    _name(axis, list(runs))
     axis.set_title("emitted length (A + 1), pooled, 95 %")
     axis.set_ylabel("tokens a cycle")
 
@@ -123,7 +139,8 @@ def _speed(axis: Any, runs: Record) -> None:
     first = next(iter(runs.values()))
     speeds = {"generate": first["generate_tokens_per_second"], "plain": first["baseline_tokens_per_second"]}
     speeds |= {name: run["tokens_per_second"] for name, run in runs.items()}
-    bars = axis.bar(list(speeds), list(speeds.values()), color=[*GREYS, *(f"C{i}" for i in range(len(runs)))])
+    bars = axis.bar(range(len(speeds)), list(speeds.values()), color=[*GREYS, *(f"C{i}" for i in range(len(runs)))])
+    _name(axis, list(speeds))
     axis.bar_label(bars, fmt="%.1f")
     axis.set_title("tokens per second")
 
@@ -132,7 +149,8 @@ def _time(axis: Any, runs: Record) -> None:
     below = [0.0] * len(runs)
     for name, label in (("prefill", "prompt"), ("draft", "drafting"), ("verify", "verifying"), ("other", "rest")):
         heights = [run["milliseconds_per_token"][name] for run in runs.values()]
-        axis.bar(list(runs), heights, bottom=below, label=label)
+        axis.bar(range(len(runs)), heights, bottom=below, label=label)
         below = [a + b for a, b in zip(below, heights, strict=True)]
+    _name(axis, list(runs))
     axis.set_title("milliseconds a token")
     axis.legend()

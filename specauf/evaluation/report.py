@@ -143,5 +143,7 @@ def prompt_count(bench: Record) -> str:
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
     """Lines of a Markdown table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    # A name may hold what would end its cell or its row.
+    plain = [[" ".join(cell.split()).replace("|", "\\|") for cell in cells] for cells in (header, *rows)]
+    lines = ["| " + " | ".join(cells) + " |" for cells in plain]
     return [lines[0], "|---" * len(header) + "|", *lines[1:]]

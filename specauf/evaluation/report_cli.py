@@ -1,7 +1,7 @@
 """`specauf report`; needs no torch."""
 
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from specauf.command import run_function
 from specauf.errors import UserError
@@ -19,10 +19,8 @@ def report_command(runs: list[Path], out: Path | None = None) -> None:
         runs: evaluation.json files, or the directories that hold them.
         out: where to write; beside the first evaluation by default.
     """
-    records: dict[str, dict[str, Any]] = {}
-    for place in runs:
-        source = place / EVALUATION if place.is_dir() else place
-        records[str(place)] = read_record(source)
+    places = {place: place / EVALUATION if place.is_dir() else place for place in runs}
+    records = {name: read_record(source) for name, source in zip(_names(list(places)), places.values(), strict=True)}
     if not records:
         raise UserError("runs: none given, at least one expected: name directories that hold an evaluation.json")
     record = join(records)
@@ -35,6 +33,13 @@ def report_command(runs: list[Path], out: Path | None = None) -> None:
     (directory / "report.html").write_text(html(record, figures(record)))
     print(page)
     print(f"written {directory}/report.md, report.html, report.json and report.png")
+
+
+def _names(places: list[Path]) -> list[str]:
+    """What is left of each path without the directories that they share; it goes before names that several have."""
+    parts = [place.parts for place in places]
+    shared = len(list(takewhile(lambda level: len(set(level)) == 1, zip(*(p[:-1] for p in parts), strict=False))))
+    return [str(Path(*p[shared:])) for p in parts]
 
 
 def report(argv: list[str]) -> None:

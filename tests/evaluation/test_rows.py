@@ -7,8 +7,9 @@ import torch
 
 from specauf.cli import main
 from specauf.evaluation import run as run_module
+from specauf.evaluation.plots import figures
 from tests.builder.conftest import make_target, make_tokenizer
-from tests.evaluation.conftest import command, record_of
+from tests.evaluation.conftest import command, made_record, record_of
 
 
 def test_rows_measured_elsewhere_are_refused(place, tmp_path, monkeypatch, capsys):
@@ -104,3 +105,19 @@ def test_odd_names_of_drafters(place, tmp_path, capsys):
     capsys.readouterr()
     assert main(words) == 2
     assert "drafters: plain is what decoding without a drafter is called" in capsys.readouterr().err
+
+
+def test_runs_of_one_name_in_deep_directories_can_be_told_apart_in_plots_and_tables(tmp_path):
+    """Whole paths would leave the plots no room, and cut ones may be equal."""
+    shared, both = tmp_path / ("deep" * 20), ("first|" + "x" * 60, "second")
+    for folder in both:
+        (shared / folder).mkdir(parents=True)
+        (shared / folder / "evaluation.json").write_text(json.dumps(made_record()))
+    assert main(["report", *(str(shared / folder) for folder in both), f"--out={tmp_path}"]) == 0
+    record = json.loads((tmp_path / "report.json").read_text())
+    assert list(record["runs"]) == [f"{folder}/mine" for folder in both]
+    assert f"| first\\|{'x' * 60}/mine | 2.000" in (tmp_path / "report.md").read_text()
+    run = record["runs"]["second/mine"]
+    record["parts"] = [record["parts"][0] | {"runs": {f"{'a' * 20}{middle}{'b' * 20}": run for middle in "cd"}}]
+    svg = figures(record)[0].svg
+    assert svg.count(f"{'a' * 15}…{'b' * 15} (2)") == svg.count(f"{'a' * 15}…{'b' * 15} -->")
