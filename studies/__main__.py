@@ -7,11 +7,12 @@ Results that are committed stand in studies/results; a run of your own puts its 
 
 import argparse
 import csv
+import functools
 import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def _study(args: argparse.Namespace) -> None:
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}: give at least 1")
     if args.group is not None:
-        if not train_and_decode(study, study.groups[args.group], results):
+        if not train_and_decode(study, study.groups[args.group], results, _decoder(study)):
             raise UserError("runs failed: see above")
         return
     if not args.tables:
@@ -74,7 +75,8 @@ def do_all(study: Study, results: Path, words: list[str], jobs: int) -> list[str
     if jobs == 1:
         for cache in study.caches.values():
             build_cache(cache, study.caches)
-        return [group.name for group in study.groups if not train_and_decode(study, group, results)]
+        decoder = _decoder(study)
+        return [group.name for group in study.groups if not train_and_decode(study, group, results, decoder)]
 
     def work(number: int, build: "Future[None]") -> bool:
         try:
@@ -88,7 +90,7 @@ def do_all(study: Study, results: Path, words: list[str], jobs: int) -> list[str
     # One build takes all cores: caches are built one after another, while groups of those that are there go on.
     with ThreadPoolExecutor(1) as builder, ThreadPoolExecutor(jobs) as pool:
         builds = {name: builder.submit(build_cache, cache, study.caches) for name, cache in study.caches.items()}
-        _decoder(study)  # finds the plain answers, which every process reads
+        _decoder(study)()  # finds the plain answers, which every process reads
         groups = [pool.submit(work, n, builds[group.cache]) for n, group in enumerate(study.groups)]
         return [group.name for group, done in zip(study.groups, groups, strict=True) if not done.result()]
 
@@ -103,8 +105,14 @@ def build_cache(cache: CachePlan, caches: Mapping[str, CachePlan]) -> None:
         _call(f"cache {cache.out}", cache.command(caches))
 
 
-def train_and_decode(study: Study, group: Group, results: Path) -> bool:
+def train_and_decode(study: Study, group: Group, results: Path, decoder: Callable[[], Decoder]) -> bool:
     """Train a group's missing runs, then decode those without a result; whether all are there.
+
+    Args:
+        study: of the group.
+        group: what to train.
+        results: where the results go.
+        decoder: loads the target once, when the first run is there to be decoded.
 
     Raises:
         UserError: a result that is there is of other options than the study has now.
@@ -124,7 +132,7 @@ def train_and_decode(study: Study, group: Group, results: Path) -> bool:
         _call(f"group {group.name}", words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    decoder, cache = _decoder(study), open_cache(str(study.caches[group.cache].out))
+    cache = open_cache(str(study.caches[group.cache].out))
     for (loss, seed), file in missing.items():
         run = runs / f"{loss}-{seed}"
         if (run / "summary.json").is_file():
@@ -136,7 +144,7 @@ def train_and_decode(study: Study, group: Group, results: Path) -> bool:
                 "drafter": group.drafter,
                 "cache": {"name": group.cache, "bytes": cache.manifest.total_bytes},
             }
-            record |= {"training": training_facts(run), **decoder.decode(run)}
+            record |= {"training": training_facts(run), **decoder().decode(run)}
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(record) + "\n")
             taus = {name: 1 + sum(b["accepted"]) / sum(b["cycles"]) for name, b in record["benchmarks"].items()}
@@ -171,8 +179,9 @@ def _that_count(options: Sequence[str]) -> list[str]:
     return [o for o in dict.fromkeys(options) if not o.startswith("--model.drafter.init_args.attention=")]
 
 
-def _decoder(study: Study) -> Decoder:
-    return Decoder(study.target, study.decoding, Path("runs/study") / study.name / "answers.json")
+def _decoder(study: Study) -> Callable[[], Decoder]:
+    answers = Path("runs/study") / study.name / "answers.json"
+    return functools.cache(lambda: Decoder(study.target, study.decoding, answers))
 
 
 def training_facts(run: Path) -> dict[str, Any]:

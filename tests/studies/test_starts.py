@@ -1,12 +1,18 @@
-"""What a study starts from beside the demo's corpus and random weights."""
+"""What a study starts from beside the demo's corpus and random weights, and that it loads its target once."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from cache_builder.stdlib_corpus import stdlib_prompts
+from studies import __main__ as studies_main
 from studies.corpora import author_answers
 from studies.late_layers import late_layers
+from studies.plan import Group, read_study
 from tests.builder.conftest import make_target
 
 SOURCE = '''
@@ -39,3 +45,37 @@ def test_late_layers_are_the_target_s_with_norms_of_its_scale() -> None:
         heads = (rows @ theirs.self_attn.q_proj.weight.T).view(len(rows), -1, drafter.config.head_dim)
         expected = heads.square().mean((0, 1)).sqrt()
         torch.testing.assert_close(given["self_attn.q_norm.weight"], expected, rtol=0.05, atol=0)
+
+
+def test_groups_that_follow_one_another_share_one_loaded_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading takes longer than decoding a few prompts."""
+    loaded, fails = [], {"b"}
+
+    def train(what: str, words: list[str]) -> None:
+        group = what.removeprefix("group ")
+        run = tmp_path / f"runs/study/reduced/{group}/auf-0"
+        if group not in fails:
+            run.mkdir(parents=True)
+            (run / "summary.json").write_text("{}")
+
+    class Decoder:
+        def __init__(self, target: str, *rest: object) -> None:
+            loaded.append(target)
+
+        def decode(self, run: Path) -> dict[str, object]:
+            return {"benchmarks": {"p": {"accepted": [1], "cycles": [1]}}}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(studies_main, "_call", train)
+    monkeypatch.setattr(studies_main, "Decoder", Decoder)
+    monkeypatch.setattr(studies_main, "build_cache", lambda *_: None)
+    monkeypatch.setattr(studies_main, "open_cache", lambda _: SimpleNamespace(manifest=SimpleNamespace(total_bytes=5)))
+    study = replace(read_study("reduced"), groups=[Group(name, "demo", ["auf"], [0]) for name in "bac"])
+    results = tmp_path / "results"
+    assert studies_main.do_all(replace(study, groups=study.groups[:1]), results, [], 1) == ["b"]
+    assert loaded == [], "nothing was trained that could be decoded"
+    assert studies_main.do_all(study, results, [], 1) == ["b"]
+    assert loaded == [study.target]
+    assert json.loads((results / "c-auf-0.json").read_text())["group"] == "c"

@@ -226,10 +226,10 @@ def test_a_result_of_other_options_is_refused(tmp_path: Path, change: dict[str, 
     kept["decoding"] = {"limit": 64, "max_new_tokens": 48}
     file = tmp_path / "g-auf-0.json"
     file.write_text(json.dumps(kept))
-    assert train_and_decode(study, group, tmp_path)
+    assert train_and_decode(study, group, tmp_path, pytest.fail)
     file.write_text(json.dumps(kept | change))
     with pytest.raises(UserError, match=message):
-        train_and_decode(study, group, tmp_path)
+        train_and_decode(study, group, tmp_path, pytest.fail)
 
 
 def test_the_committed_results_are_of_their_studies() -> None:
