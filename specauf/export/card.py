@@ -19,6 +19,7 @@ class About:
         objective: its loss, one line.
         steps: optimizer steps.
         measured: one line a measurement of tau, each with command and date.
+        made_from: name of the directory that it was read from, when that was no run: who trained it is not known.
         license: SPDX-style identifier as the hub lists them.
         provenance: further facts by name.
     """
@@ -29,6 +30,7 @@ class About:
     objective: str | None = None
     steps: int | None = None
     measured: tuple[str, ...] = ()
+    made_from: str | None = None
     license: str | None = None
     provenance: dict[str, str] = field(default_factory=dict)
 
@@ -46,24 +48,25 @@ def card(layout: Layout, name: str, config: dict[str, Any], about: About) -> str
     if about.target_on_hub and about.target:
         header += ["base_model:", f"- {about.target}"]
     header += ["tags:", "- speculative-decoding", "- dflash", "- specauf", "---"]
-    target = about.target or "not recorded"
     measured = about.measured or ("Not measured. `specauf evaluate RUN --target TARGET` measures it.",)
     facts = {
-        "Target": target,
+        "Target": about.target or "not recorded",
         "Corpus": about.corpus or "not recorded",
         "Objective": about.objective or "not recorded",
         "Optimizer steps": "not recorded" if about.steps is None else f"{about.steps:,}",
         "Layout": "z-lab (DFlashDraftModel)" if layout == "zlab" else "speculators (dflash)",
         "Drafted tokens a block": str(config["block_size"] - 1),
+        **({} if about.made_from is None else {"Made from": about.made_from}),
         **about.provenance,
     }
+    origin = "trained with specauf" if about.made_from is None else f"written by specauf from {about.made_from}"
     lines = [
         *header,
         "",
         f"# {name}",
         "",
-        f"A DFlash block drafter for speculative decoding of {target}, trained with specauf. It changes how fast the "
-        "target decodes, not what it says.",
+        f"A DFlash block drafter for speculative decoding{f' of {about.target}' if about.target else ''}, {origin}. It "
+        "changes how fast the target decodes, not what it says.",
         "",
         *(f"- {key}: {value}" for key, value in facts.items()),
         "",

@@ -190,7 +190,8 @@ def _about(
     place = cache or (recorded_cache(source) if target is None else None)
     if place is not None:
         opened = open_cache(place)
-        about = with_cache(about, opened.manifest, trained_on=found.fingerprint in (None, opened.fingerprint))
+        trained_on = about.made_from is None and found.fingerprint in (None, opened.fingerprint)
+        about = with_cache(about, opened.manifest, trained_on=trained_on)
     elif about.target is None and target is not None:
         about = _named(about, target)
     return about

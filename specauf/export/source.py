@@ -54,7 +54,7 @@ def read_source(path: Path, num_target_layers: int | None = None) -> Source:
         with open_weights(path) as weights:
             names = [name for name in model.state_dict() if name in weights.names]
             dtype = common_dtype({name: weights[name] for name in names})
-        return Source(model, dtype, About(provenance={"Made from": path.name}))
+        return Source(model, dtype, About(made_from=path.resolve().name))
     file = find_checkpoint(path)
     checkpoint = load_checkpoint(file)
     drafter = drafter_of(checkpoint, file)

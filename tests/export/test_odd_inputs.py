@@ -25,6 +25,19 @@ def test_a_card_names_no_corpus_but_the_drafters_own(run, cache, tmp_path):
         assert ("supervised tokens" in (out / "README.md").read_text()) is told
 
 
+def test_a_card_does_not_claim_a_drafter_that_someone_else_may_have_trained(run, cache, tmp_path):
+    """A directory does not say where its weights were trained, nor on what; a cache is given to compare with."""
+    cards = []
+    for source, name in ((run, "mine"), (tmp_path / "mine", "theirs")):
+        assert main(["export", str(source), f"--out={tmp_path / name}", f"--cache={cache}"]) == 0
+        cards.append((tmp_path / name / "README.md").read_text())
+    assert ["trained with specauf" in card for card in cards] == [True, False]
+    assert ["supervised tokens" in card for card in cards] == [True, False]
+    assert "written by specauf from mine." in cards[1]
+    assert main(["import", str(tmp_path / "mine"), f"--out={tmp_path / 'ours'}"]) == 0
+    assert "for speculative decoding, written by specauf from mine." in (tmp_path / "ours/README.md").read_text()
+
+
 def test_a_flag_that_could_not_be_followed_is_refused(run, cache, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["export", str(run), f"--out={out}", "--to=speculators"]) == 0
