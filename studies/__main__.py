@@ -19,6 +19,7 @@ from typing import Any
 
 from specauf.cache import open_cache
 from specauf.errors import UserError, run_command
+from specauf.evaluation.benchmarks import benchmark_name
 from studies.decode import Decoder
 from studies.plan import CachePlan, Group, Study, read_study
 from studies.tables import write_tables
@@ -172,6 +173,12 @@ def check_result(record: Mapping[str, Any], file: Path, study: Study, group: Gro
                 f"{file}: {field}: {found} found, {expected} in the study: remove the file and its run to train anew, "
                 "or name the group otherwise"
             )
+    lacking = [n for n in map(benchmark_name, study.decoding.benchmarks) if n not in record["benchmarks"]]
+    if lacking:
+        raise UserError(
+            f"{file}: benchmarks: {', '.join(record['benchmarks'])} found, {', '.join(lacking)} in the study or --also "
+            "too: remove the file to decode its run again; what was trained stays"
+        )
 
 
 def _that_count(options: Sequence[str]) -> list[str]:

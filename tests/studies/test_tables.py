@@ -217,13 +217,14 @@ def test_only_results_of_the_same_prompts_are_put_into_one_table(tmp_path: Path)
         ({"drafter": "domino"}, "drafter: domino found, dflash in the study"),
         ({"cache": {"name": "large"}}, "cache: large found, demo in the study"),
         ({"decoding": {"limit": 9, "max_new_tokens": 48}}, "limit: 9 found, 64 in the study"),
+        ({"benchmarks": {"gsm8k": {}}}, "benchmarks: gsm8k found, humaneval in the study or --also too"),
     ],
 )
 def test_a_result_of_other_options_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     study = read_study("reduced")
     group = Group("g", "demo", ["auf"], [0], options=["--a=1", "--model.drafter.init_args.attention=sdpa"])
     kept = record("auf", 0, [1], [2]) | {"options": ["--a=1"], "drafter": "dflash"}
-    kept["decoding"] = {"limit": 64, "max_new_tokens": 48}
+    kept |= {"decoding": {"limit": 64, "max_new_tokens": 48}, "benchmarks": {"humaneval": {}, "more": {}}}
     file = tmp_path / "g-auf-0.json"
     file.write_text(json.dumps(kept))
     assert train_and_decode(study, group, tmp_path, pytest.fail)
