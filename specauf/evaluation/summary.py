@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
+PICKED = 100_000  # prompts drawn at a time
 Accepted = Sequence[Sequence[int]]
 """Accepted drafts A of every cycle, one list a prompt."""
 
@@ -47,8 +48,8 @@ def bootstrap_quotient(
 ) -> tuple[float, float]:
     """95 % percentile interval of sum(parts) / sum(wholes) + plus, resampling prompts whose whole is not 0."""
     parts, wholes = parts[wholes > 0], wholes[wholes > 0]
-    picked = _resample(len(parts), draws, seed)
-    return _interval(parts[picked].sum(1) / wholes[picked].sum(1) + plus)
+    part, whole = _resampled_sums((parts, wholes), draws, seed)
+    return _interval(part / whole + plus)
 
 
 def bootstrap_paired(
@@ -75,11 +76,9 @@ def bootstrap_paired(
         plus: 1 for emitted lengths.
     """
     there = (wholes > 0) & (base_wholes > 0)  # an answer of one token has no cycle
-    parts, wholes, base_parts, base_wholes = (x[there] for x in (parts, wholes, base_parts, base_wholes))
-    picked = _resample(len(parts), draws, seed)
-    one = parts[picked].sum(1) / wholes[picked].sum(1) + plus
-    two = base_parts[picked].sum(1) / base_wholes[picked].sum(1) + plus
-    return _interval(one / two)
+    columns = [x[there] for x in (parts, wholes, base_parts, base_wholes)]
+    part, whole, base_part, base_whole = _resampled_sums(columns, draws, seed)
+    return _interval((part / whole + plus) / (base_part / base_whole + plus))
 
 
 def per_prompt(accepted: Accepted) -> tuple[np.ndarray, np.ndarray]:
@@ -87,8 +86,15 @@ def per_prompt(accepted: Accepted) -> tuple[np.ndarray, np.ndarray]:
     return np.array([sum(a) for a in accepted], float), np.array([len(a) for a in accepted], float)
 
 
-def _resample(prompts: int, draws: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, prompts, (draws, prompts))
+def _resampled_sums(columns: Sequence[np.ndarray], draws: int, seed: int) -> np.ndarray:
+    """Sums of columns over the prompts of each draw, [columns, draws]; some draws at a time, for sets of any size."""
+    rng, prompts = np.random.default_rng(seed), len(columns[0])
+    at_once = max(1, PICKED // prompts)
+    parts = []
+    for start in range(0, draws, at_once):
+        picked = rng.integers(0, prompts, (min(at_once, draws - start), prompts))
+        parts.append([column[picked].sum(1) for column in columns])
+    return np.concatenate(parts, 1)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specauf.evaluation import summary
 from specauf.evaluation.summary import (
     bootstrap_paired,
     bootstrap_ratio,
@@ -67,3 +68,14 @@ def test_the_interval_of_a_speed_up_holds_it_when_answers_differ_in_length():
 def test_prompts_without_a_cycle_change_no_interval():
     assert bootstrap_tau([*ACCEPTED, [], []], draws=50) == bootstrap_tau(ACCEPTED, draws=50)
     assert bootstrap_ratio([*ACCEPTED, []], [*ACCEPTED, []]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 10**9])
+def test_draws_are_the_same_however_many_are_made_at_a_time(monkeypatch, at_once):
+    rng = np.random.default_rng(0)
+    columns = [rng.integers(1, 9, 50).astype(float) for _ in range(4)]
+    picked = np.random.default_rng(3).integers(0, 50, (200, 50))
+    one, two, three, four = (column[picked].sum(1) for column in columns)
+    monkeypatch.setattr(summary, "PICKED", at_once * 50)
+    low, high = np.quantile((one / two + 1) / (three / four + 1), [0.025, 0.975])
+    assert bootstrap_paired(*columns, draws=200, seed=3, plus=1.0) == (low, high)
