@@ -74,6 +74,8 @@ def place(tiny_cache, tmp_path_factory) -> Path:  # noqa: F811
     (folder / "cut").mkdir()
     (folder / "cut/evaluation.json").write_text(json.dumps({"format": FORMAT}))
     (folder / "cut/evaluation.jsonl").write_text("[1]\n")
+    (folder / "edited").mkdir()
+    (folder / "edited/evaluation.json").write_text(json.dumps({"format": FORMAT, "runs": {"auf": {}}, "parts": [{}]}))
     (folder / "empty").mkdir()
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"count to {i}"}) + "\n" for i in range(12)))
     (folder / "broken.jsonl").write_text('{"prompt": "a"}\n{broken\n')

@@ -97,6 +97,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (f"{EVALUATE} --device cuda:99", "device: cuda:99 found"),
         (f"{EVALUATE} --temperatures '[-1]'", "temperature: -1.0 found"),
         (f"{EVALUATE} --limit 0", "limit is 0"),
+        (f"{EVALUATE} --top_p 0.9", "top_p is 0.9, but all temperatures are 0"),
     ],
     "Paths and files": [
         (f"{FIT} --data.cache=nowhere", "nowhere"),
@@ -131,6 +132,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("specauf evaluate nowhere --target target --out out", "nowhere does not exist"),
         ("specauf report nowhere", "nowhere"),
         ("specauf report cut", "evaluation.json: runs missing"),
+        ("specauf report edited", "evaluation.json: field benchmark is missing"),
         (f"{EVALUATE} --out cut", "evaluation.jsonl line 1 is no row of `specauf evaluate`"),
         ("specauf export nowhere --out exported", "nowhere"),
         ("specauf export --check prompts.jsonl", "prompts.jsonl"),

@@ -82,6 +82,10 @@ def make_settings(
         distinct(name, values)
     for temperature in temperatures:
         make_rule(temperature, top_k, top_p, sampling, None)  # refuses what decoding would refuse, before any loading
+    asked = {"top_k": (top_k, None), "top_p": (top_p, None), "sampling": (sampling, "rejection")}
+    for name, (found, default) in asked.items():
+        if found != default and not any(temperatures):
+            raise UserError(f"{name} is {found}, but all temperatures are 0, which draws nothing: give one above 0")
     return [
         Setting(max_new_tokens, t, None if t == 0 else top_k, None if t == 0 else top_p, sampling, block, seed)
         for t in temperatures

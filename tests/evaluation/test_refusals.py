@@ -43,6 +43,8 @@ CASES = {
         "1 tensors are missing from its weights, the first model.layers.3",
     ),
     "top_p": (["--temperatures=[1]", "--top_p=2"], "top_p: 2.0 found"),
+    "what only sampling reads": (["--top_k=5"], "top_k is 5, but all temperatures are 0"),
+    "another sampling": (["--sampling=greedy-draft"], "sampling is greedy-draft, but all temperatures are 0"),
     "block size": (["--block_sizes=[9]"], "block_sizes: 9 found, 2 to 6 expected"),
     "target": (["--target=nosuch"], "nosuch"),
     "other target": (["--target={tmp}/other"], "num_target_layers 8, this target has 5"),
