@@ -82,6 +82,10 @@ def evaluate_command(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer = load_target(config, device=device)
+    if manifest is not None:
+        text, rows_kept = model.config.get_text_config(), len(model.get_input_embeddings().weight)
+        sizes = {"hidden_size": text.hidden_size, "num_target_layers": text.num_hidden_layers, "vocab_size": rows_kept}
+        manifest.identity.require(str(cache), **sizes)
     left_out = without_processors(model)
     if left_out:
         note = f"note: {', '.join(left_out)} of the target's generation_config left out, of generate too"

@@ -172,6 +172,18 @@ def test_an_answer_beyond_the_targets_positions_is_refused_before_any_is_decoded
     assert f"max_new_tokens: {left + 1} behind a prompt of" in capsys.readouterr().err
 
 
+def test_a_cache_of_another_target_does_not_describe_this_one(place, tiny_cache, tmp_path, capsys):
+    words = command(place, tmp_path / "out", "--limit=1", f"--cache={tiny_cache}")
+    assert main(words) == 0
+    target = make_target(layers=10)
+    target.save_pretrained(tmp_path / "target")
+    make_tokenizer().save_pretrained(tmp_path / "target")
+    tiny_drafter(target).save_pretrained(tmp_path / "deeper")
+    others = [f"--target={tmp_path}/target", f"--out={tmp_path}/other"]
+    assert main(["evaluate", str(tmp_path / "deeper"), *words[3:], *others]) == 2
+    assert f"cache {tiny_cache}: num_target_layers is 8, expected 10" in capsys.readouterr().err
+
+
 def test_an_audit_needs_a_decay(capsys):
     for value in ("0", "-1", ".inf"):
         assert main(["audit", "nowhere", "nothing", f"--gamma={value}"]) == 2
