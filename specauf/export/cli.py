@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 
 from specauf.cache import open_cache
+from specauf.cache.location import Location, StoreError
+from specauf.cache.reader import MANIFEST
 from specauf.command import beside_json, run_function, write_json
 from specauf.drafters import TargetVocabulary
 from specauf.errors import UserError
@@ -154,12 +156,22 @@ def _facts(source: Path | None, cache: str | None, target: str | None, *, weight
 
 
 def recorded_cache(source: Path) -> str | None:
-    """The cache that a run directory recorded, if it is still where it was."""
+    """The cache that a run directory recorded, if it is still where it was.
+
+    Raises:
+        UserError: its store does not answer.
+    """
     for folder in (source, source.parent, source.parent.parent):
         if (folder / "run.json").is_file():
             url = read_run_file(folder / "run.json").get("cache")
-            there = isinstance(url, str) and ("://" in url or (Path(url) / "manifest.json").is_file())
-            return url if there else None
+            try:
+                return url if isinstance(url, str) and Location(url).read(MANIFEST) else None
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except StoreError as error:
+                raise UserError(
+                    f"{error}, or give --target to export without the cache that the run recorded"
+                ) from error
     return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from specauf import targets
+from specauf.cache.location import Location, StoreError
 from specauf.checkpoint import find_checkpoint, known_digests, load_drafter, weights_digest
 from specauf.cli import main
 from specauf.drafters import TargetVocabulary
@@ -36,6 +37,22 @@ def test_a_card_does_not_claim_a_drafter_that_someone_else_may_have_trained(run,
     assert "written by specauf from mine." in cards[1]
     assert main(["import", str(tmp_path / "mine"), f"--out={tmp_path / 'ours'}"]) == 0
     assert "for speculative decoding, written by specauf from mine." in (tmp_path / "ours/README.md").read_text()
+
+
+def test_a_remote_cache_that_is_gone_or_silent_does_not_keep_a_run_from_its_export(run, tmp_path, capsys, monkeypatch):
+    record = json.loads((run / "run.json").read_text()) | {"cache": "memory://gone/cache"}
+    (run / "run.json").write_text(json.dumps(record))
+    assert main(["export", str(run), f"--out={tmp_path / 'out'}"]) == 0
+    assert "the target's config was not found" in capsys.readouterr().out
+
+    def silent(self, name):
+        raise StoreError("no answer; run the same command again")
+
+    make_target().config.save_pretrained(tmp_path / "target")
+    monkeypatch.setattr(Location, "read", silent)
+    said = refused(capsys, "export", run, f"--out={tmp_path / 'other'}")
+    assert "no answer; run the same command again, or give --target to export without" in said
+    assert main(["export", str(run), f"--out={tmp_path / 'other'}", f"--target={tmp_path / 'target'}"]) == 0
 
 
 def test_a_flag_that_could_not_be_followed_is_refused(run, cache, tmp_path, capsys):
