@@ -13,6 +13,7 @@ from specauf.cli import main
 from specauf.drafters import TargetVocabulary
 from specauf.export import export_speculators
 from tests.builder.conftest import make_target
+from tests.evaluation.conftest import made_record
 from tests.export.conftest import change, config, refused
 from tests.training.conftest import write_tiny_cache
 
@@ -86,10 +87,9 @@ def test_a_config_of_the_wrong_types_is_one_line_whoever_reads_it(run, tmp_path,
 def test_an_export_is_the_drafter_that_it_was_made_of(run, cache, tmp_path, capsys):
     """In an audit beside the evaluation of one, the other is no other drafter; nor is it on a card."""
     mine, evaluation = weights_digest(load_drafter(run)), run / "evaluation.json"
-    figures = {"tau_pooled": 2.345, "tau_pooled_95": [2.1, 2.5], "tau_per_prompt": 2.4}
-    bench = {"name": "b", "prompts": 3, "setting": "greedy", "max_new_tokens": 9, "temperature": 0, "block_size": None}
-    part = {"runs": {"x": figures}, "benchmark": bench}
-    record = part | {"format": 2, "parts": [part], "target": "t", "dtype": "float32", "environment": {"date": "today"}}
+    record = made_record(name="x")
+    for runs in (record["runs"], record["parts"][0]["runs"]):
+        runs["x"] |= {"tau_pooled": 2.345, "tau_pooled_95": [2.1, 2.5]}
     for to, dtype in (("zlab", "bfloat16"), ("zlab", "float32"), ("speculators", "bfloat16")):
         out = tmp_path / f"{to}-{dtype}"
         assert main(["export", str(run), f"--out={out}", f"--to={to}", f"--dtype={dtype}"]) == 0
