@@ -9,6 +9,7 @@ from specauf.evaluation.report import (
     cache_line,
     comparison_lines,
     footer,
+    interval,
     lossless_lines,
     prompt_count,
     runs_table,
@@ -67,9 +68,9 @@ def html(record: Mapping[str, Any], figures: Sequence[Figure]) -> str:
 def _cards(record: Mapping[str, Any]) -> str:
     cards = []
     for name, run in record["runs"].items():
-        low, high = run["tau_pooled_95"]
+        spread = interval(run, "tau_pooled_95", 3)
         cards.append(
-            f"<div class=card>{escape(name)}<b>{run['tau_pooled']:.3f}</b>tokens a cycle, {low:.3f} to {high:.3f}<br>"
+            f"<div class=card>{escape(name)}<b>{run['tau_pooled']:.3f}</b>tokens a cycle, {spread}<br>"
             f"speed-up {run['speedup']:.2f}</div>"
         )
     if record["lossless"] is not None:

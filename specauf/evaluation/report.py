@@ -57,21 +57,27 @@ def runs_table(runs: Record) -> tuple[list[str], list[list[str]]]:
     ]
     rows = []
     for name, run in runs.items():
-        (low, high), (slow, fast) = run["tau_pooled_95"], run["speedup_95"]
         time = run["milliseconds_per_token"]
         rows.append(
             [
                 name,
-                f"{run['tau_pooled']:.3f} ({low:.3f} to {high:.3f})",
+                f"{run['tau_pooled']:.3f} ({interval(run, 'tau_pooled_95', 3)})",
                 f"{run['tau_per_prompt']:.3f}",
                 f"{run['tokens_per_second']:.1f}",
                 f"{run['baseline_tokens_per_second']:.1f}",
-                f"{run['speedup']:.2f} ({slow:.2f} to {fast:.2f})",
+                f"{run['speedup']:.2f} ({interval(run, 'speedup_95', 2)})",
                 f"{run['speedup_over_generate']:.2f}",
                 f"{time['draft']:.1f}, {time['verify']:.1f}, {time['prefill'] + time['other']:.1f}",
             ]
         )
     return header, rows
+
+
+def interval(run: Record, field: str, digits: int) -> str:
+    """A run's interval in words: one prompt, drawn again and again, has no spread to tell."""
+    low, high = run[field]
+    one = sum(cycles > 0 for cycles in run["by_prompt"]["cycles"]) == 1
+    return "one prompt, no interval" if one else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def slot_table(runs: Record) -> tuple[list[str], list[list[str]]]:
@@ -93,9 +99,11 @@ def comparison_lines(part: Record) -> list[str]:
         if result is None:
             continue
         low, high = result["tau_ratio_95"]
+        one = result["prompts"] == 1
+        spread = "one prompt, no interval" if one else f"95 % {low - 1:+.1%} to {high - 1:+.1%}"
+        paired = "" if one else f", paired over {result['prompts']} prompts"
         lines.append(
-            f"Emitted length {name} over {base}: {result['tau_ratio'] - 1:+.1%} (95 % {low - 1:+.1%} to "
-            f"{high - 1:+.1%}, paired over {result['prompts']} prompts{_laid_out(result)})."
+            f"Emitted length {name} over {base}: {result['tau_ratio'] - 1:+.1%} ({spread}{paired}{_laid_out(result)})."
         )
     return lines
 
@@ -103,7 +111,7 @@ def comparison_lines(part: Record) -> list[str]:
 def _laid_out(result: Record) -> str:
     """What a pair of evaluations made apart may hide: the template's date or options."""
     others = result.get("other_tokens")
-    return f", {others} of them laid out otherwise, as with another date or other template_options" if others else ""
+    return f", {others} laid out otherwise, as with another date or other template_options" if others else ""
 
 
 def lossless_lines(record: Record) -> list[str]:
@@ -138,7 +146,7 @@ def footer(record: Record) -> str:
 def prompt_count(bench: Record) -> str:
     """How many prompts a benchmark's runs decoded; joined evaluations may differ."""
     fewest, most = bench.get("fewest_prompts", bench["prompts"]), bench["prompts"]
-    return f"{most} prompts" if fewest == most else f"{fewest} to {most} prompts"
+    return f"{most} prompt{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} prompts"
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -249,7 +249,7 @@ def test_the_chat_template_gets_the_targets_options(place, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert main(["report", "true", "false", "--out=both"]) == 0
     page = (tmp_path / "both/report.md").read_text()
-    across, within = (page.count(f"1 prompts{said}") for said in (", 1 of them laid", ")."))
+    across, within = (page.count(f"one prompt, no interval{said}") for said in (", 1 laid out otherwise", ")."))
     assert (across, within) == (2, 1)
 
 

@@ -100,3 +100,12 @@ def test_names_in_one_place_alone_are_refused(tmp_path):
         )
         with pytest.raises(UserError, match=message):
             read_record(tmp_path / "evaluation.json")
+
+
+def test_one_prompt_gives_no_interval():
+    """Drawn again and again it is itself: an interval without width would pass for certainty."""
+    two, one, ended = (made_record(accepted=accepted) for accepted in ([[1], [2]], [[1]], [[1], []]))
+    for page in (lambda record: markdown(join({"p": record, "q": record})), lambda record: html(record, [])):
+        assert "no interval" not in page(two)
+        for record in (one, ended):
+            assert page(record).count("no interval") >= 2
