@@ -14,6 +14,7 @@ from cache_builder.sparse import topk_logprobs
 from specauf.cache.target import refuse_unknown_scales
 from specauf.errors import UserError
 from specauf.rotary import frequencies_stay
+from specauf.target_forward import cache_argument
 from specauf.targets import TargetConfig, default_taps
 
 # Layers of these types keep keys and values only; any other type keeps a state that the builder's cache cannot hold.
@@ -66,6 +67,7 @@ class Target:
             raise UserError(
                 f"target {config.name}: its output head is no plain matrix, which drafters share: not supported"
             )
+        self._cache_argument = cache_argument(self.body)
         self.embed_tokens: Float[Tensor, "vocabulary hidden"] = model.get_input_embeddings().weight
         self.lm_head: Float[Tensor, "vocabulary hidden"] = head.weight
         if not 1 <= k <= self.vocab_size:
@@ -170,8 +172,8 @@ class Target:
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=cache is not None,
+                **{self._cache_argument: cache},
             ).last_hidden_state
         return Step(hidden, torch.cat([taps[t] for t in self.taps], -1) if features else None)
 

@@ -15,6 +15,7 @@ from specauf.drafters.memory import ContextMemory
 from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
 from specauf.rotary import frequencies_stay
+from specauf.target_forward import cache_argument
 
 
 def speculative_generate(
@@ -148,6 +149,7 @@ class _Loop:
         from specauf.decoding.cache import RowCache  # transformers; training's replay does without
 
         self.cache = RowCache(prompts, target.config.get_text_config().num_hidden_layers)
+        self.cache_argument = cache_argument(target)
         self.memory = ContextMemory(prompts)
         self.number = 0
 
@@ -210,12 +212,12 @@ class _Loop:
             together["position_ids"] = positions
         out = self.target(
             tokens,
-            past_key_values=self.cache,
             use_cache=True,
             output_hidden_states=features,
             logits_to_keep=keep,
             return_dict=True,
             **together,
+            **{self.cache_argument: self.cache},
         )
         if not features:
             return out.logits, None
