@@ -1,6 +1,5 @@
 """Where documents come from: the standard library, local files, and data sets of the hub."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from cache_builder import stdlib_corpus
 from cache_builder.formats import Conversation, Format, Message, parse_row
+from cache_builder.rows import FileRows
 from specauf.configs import known_configs
 from specauf.errors import UserError, unknown_name
 from specauf.targets import quiet_transformers
@@ -101,56 +101,8 @@ def _open_local(config: CorpusConfig, path: Path) -> Corpus:
     kind = kinds.pop()
     if kind in PARQUET_SUFFIXES:
         return _open_parquet(config, files)
-    rows: list[Any] = []
-    places: list[str] = []
-    for file in files:
-        for where, row in (_read_text if kind in TEXT_SUFFIXES else _read_json)(file):
-            rows.append(row)
-            places.append(where)
-    return Corpus(config.source, rows, places.__getitem__, config.format)
-
-
-def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of a JSON Lines file, or of a file that holds one JSON array."""
-    text = _decode(path)
-    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
-        rows = _parse_json(text, str(path))
-        yield from ((f"{path} row {i}", row) for i, row in enumerate(rows, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"{path} line {number}", _parse_json(line, f"{path} line {number}")
-
-
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error.msg} at column {error.colno}: {text.strip()[:40]!r}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON that can be read: {type(error).__name__}, {str(error)[:80]}") from error
-
-
-def _read_text(path: Path) -> Iterator[tuple[str, Conversation]]:
-    """Documents of a text file: runs of lines between blank lines."""
-    document: list[str] = []
-    first = 0
-    for number, line in enumerate([*_decode(path).split("\n"), ""], 1):
-        if line.strip():
-            first = first if document else number
-            document.append(line)
-        elif document:
-            yield f"{path} line {first}", Conversation(text="\n".join(document))
-            document = []
-
-
-def _decode(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from error
-    except OSError as error:
-        raise UserError(f"corpus {path} cannot be read: {error.strerror or error}") from error
+    rows = FileRows(files, text=kind in TEXT_SUFFIXES)
+    return Corpus(config.source, rows, rows.where, config.format)
 
 
 def _open_parquet(config: CorpusConfig, files: list[Path]) -> Corpus:

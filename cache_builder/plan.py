@@ -70,8 +70,6 @@ def make_plan(config: BuildConfig) -> Plan:
     limit = len(corpus) if config.max_documents is None else min(len(corpus), config.max_documents)
     with progress("read corpus", float(limit), unit="documents", initial=0.0) as advance:
         for number, conversation in enumerate(corpus):
-            if len(numbers) == limit:
-                break
             reason, key, question = _look(conversation, config, corpus, number)
             if reason is None and key in seen:
                 reason = "duplicate"
@@ -85,6 +83,8 @@ def make_plan(config: BuildConfig) -> Plan:
             characters += len(conversation.text or "")
             characters += sum(len(m.content) + len(m.reasoning) for m in conversation.messages)
             advance(1.0)
+            if len(numbers) == limit:  # not a row later: what is not built from may be broken
+                break
             if config.max_tokens is not None and _planned_tokens(config, len(numbers), characters) >= config.max_tokens:
                 break
     if not numbers:

@@ -77,7 +77,7 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
     lines[6] = '{"prompt": "question 6'
     (tmp_path / "c.jsonl").write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"c\.jsonl line 7 is not JSON: Unterminated string.*column 12") as caught:
-        open_corpus(CorpusConfig(str(tmp_path / "c.jsonl")))
+        list(open_corpus(CorpusConfig(str(tmp_path / "c.jsonl"))))
     assert "\n" not in str(caught.value)
 
 
@@ -97,7 +97,7 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
 def test_files_that_are_no_corpus(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message) as caught:
-        open_corpus(CorpusConfig(str(tmp_path / name)))
+        list(open_corpus(CorpusConfig(str(tmp_path / name))))
     assert "\n" not in str(caught.value)
 
 
