@@ -68,7 +68,7 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
         work.claim(again)
         documents, missing = len(work.plan.numbers), work.missing()
         if missing:
-            _say_if_none_is_held_out(work)
+            _say_of_the_corpus(work)
         done = documents - sum(len(work.plan.shard(n)) for n in missing)
         show = stack.enter_context(progress("build", float(documents), unit="documents", initial=float(done)))
         if work.prepare(_advance(show, 1, lock), again=TARGET in again):
@@ -90,8 +90,13 @@ def _no_empty_directory(place: Location) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _say_if_none_is_held_out(work: Build) -> None:
-    """Before the target has answered anything, for what to do about it is to build anew."""
+def _say_of_the_corpus(work: Build) -> None:
+    """What was passed over, and whether nothing is held out.
+
+    Before the target has answered anything, for what to do about it is to build anew.
+    """
+    if work.plan.corpus.note:
+        print(f"note: {work.plan.corpus.note}", file=sys.stderr)
     share, count = work.config.held_out, len(work.plan.numbers)
     if share and not work.plan.held_out.any():
         print(

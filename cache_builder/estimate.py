@@ -1,6 +1,7 @@
 """What a build will cost, from a sample that is built for real and thrown away."""
 
 import contextlib
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +104,8 @@ def estimate(config: BuildConfig, sample: int | None, clock: Callable[[], float]
         raise UserError(f"sample is {sample}, expected 1 or more: set --sample")
     share_cores(config)  # as a rank of the build does, whose time this is to say
     work = open_build(config, device=device_of(config))
+    if work.plan.corpus.note:
+        print(f"note: {work.plan.corpus.note}", file=sys.stderr)
     count = min(len(work.plan.numbers), config.batch_size if sample is None else sample)
     numbers = sorted({int(n) for n in np.linspace(0, len(work.plan.numbers) - 1, count)})
     times = _Times(clock)

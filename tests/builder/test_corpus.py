@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cache_builder.corpus import CorpusConfig, open_corpus
 from cache_builder.formats import FORMATS, Conversation, Message, parse_row
 from cache_builder.stdlib_corpus import documented_functions
 from specauf.errors import UserError
+from tests.builder.conftest import write_jsonl
 
 ASKED = (Message("user", "why?"), Message("assistant", "because"))
 
@@ -136,6 +138,45 @@ def test_directories_and_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = [corpus[number] for number in range(len(corpus))]
     monkeypatch.setattr(datasets.Dataset, "__getitem__", None)  # in order they come faster
     assert list(corpus) == found
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
+def test_words_about_data_are_no_data(tmp_path: Path, kind: str) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"prompt": f"question {i}"} for i in range(5)])
+    (rows.to_parquet if kind == ".parquet" else rows.to_json)(str(tmp_path / f"data{kind}"))
+    for name in ("README.md", "LICENSE.txt", "dataset_infos.json", "notes.txt", ".gitattributes"):
+        (tmp_path / name).write_text("{}")
+    corpus = open_corpus(CorpusConfig(str(tmp_path)))
+    assert [c.messages[0].content for c in corpus] == rows["prompt"]
+    assert f"LICENSE.txt, README.md, dataset_infos.json and 1 more left out as words about the {kind}" in corpus.note
+    assert open_corpus(CorpusConfig(str(tmp_path / f"data{kind}"))).note == ""
+    (tmp_path / f"data{kind}").unlink()
+    with pytest.raises(UserError, match=r"mixes \.json, \.md, \.txt"):
+        open_corpus(CorpusConfig(str(tmp_path)))
+
+
+def test_a_build_says_what_it_leaves_out(tiny_target_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    from cache_builder.driver import build
+    from tests.builder.test_build import config
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", [{"prompt": f"question number {i}"} for i in range(4)])
+    (folder / "README.md").write_text("Questions.")
+    build(config(tiny_target_dir, folder, tmp_path / "cache", features="int8"))
+    assert f"note: corpus {folder}: README.md left out as words about the .jsonl files" in capsys.readouterr().err
+
+
+def test_places_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "c.jsonl")
+    with pytest.raises(UserError, match="is a pipe or device, which cannot be read twice: write it to a file first"):
+        open_corpus(CorpusConfig(str(tmp_path / "c.jsonl")))
+    with pytest.raises(UserError, match=r"~nobody-of-that-name/c\.jsonl does not exist"):
+        open_corpus(CorpusConfig("~nobody-of-that-name/c.jsonl"))
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        open_corpus(CorpusConfig("question " * 99))
 
 
 TEXTS = st.text(st.characters(), max_size=12)
