@@ -1,17 +1,17 @@
 """Checking a cache, and building its bad parts again."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from cache_builder.beginning import restore_identity
 from cache_builder.config import BUILD, read_told
 from cache_builder.lock import BuildLock
-from specauf.cache.integrity import Problem, verify
+from specauf.cache.integrity import RECORD, Problem, verify
 from specauf.cache.location import Location, StoreError
 from specauf.cache.objects import entry_of
-from specauf.cache.reader import IDENTITY, MANIFEST, TARGET, Cache, open_cache
+from specauf.cache.reader import FEATURE_FIT, IDENTITY, MANIFEST, TARGET, Cache, open_cache
 from specauf.cache.schema import CommitRecord, is_sealed, seal, to_json
 from specauf.errors import UserError
 from specauf.progress import progress
@@ -55,16 +55,21 @@ class Verdict:
         return "\n".join(lines)
 
 
-def check(where: str) -> Verdict:
+def check(where: str, only: Collection[str] | None = None) -> Verdict:
     """Check every object of a cache.
+
+    Args:
+        where: the cache.
+        only: names of the shards to read, and `target`, where the others were read before; None reads all.
 
     Raises:
         UserError: there is no cache, or its manifest cannot be read.
     """
     cache = open_cache(where)
-    shards = len(cache.manifest.shards)
-    with progress("verify", float(shards), unit="shards", initial=0.0) as advance:
-        return Verdict(where, shards, verify(cache, lambda: advance(1.0)), [])
+    names = {entry.name for entry in cache.manifest.shards}
+    read = names if only is None else names.intersection(only)
+    with progress("verify", float(len(read)), unit="shards", initial=0.0) as advance:
+        return Verdict(where, len(names), verify(cache, lambda: advance(1.0), only), [])
 
 
 def repair(
@@ -74,7 +79,7 @@ def repair(
     model: str | None = None,
     corpus: str | None = None,
 ) -> Verdict:
-    """Check a cache, build again what is bad, and check it once more.
+    """Check a cache, build again what is bad, and check that.
 
     Objects inside shards and the target that no record names are deleted, and `identity.json` is written from the
     manifest. Apart from that, a repair that cannot be done leaves the cache as it was.
@@ -96,8 +101,9 @@ def repair(
             cache = open_cache(where)
             removed, repaired = _remove_strays(cache), _restore_identity(cache)
         if removed or repaired:
-            found = replace(check(where), removed=removed, repaired=repaired)
-        bad = sorted({p.shard for p in found.problems} & {TARGET, *_shards(where)})
+            found = check(where, only={p.shard for p in found.problems})
+            found = replace(found, removed=removed, repaired=repaired)
+        bad = _bad_parts(found)
     except StoreError:
         raise
     except UserError as error:
@@ -130,11 +136,23 @@ def repair(
     from cache_builder.driver import build
 
     build(config, bad)
-    after = check(where)
-    if bad == [MANIFEST] and (more := sorted({p.shard for p in after.problems} & {TARGET, *_shards(where)})):
+    after = check(where, None if bad == [MANIFEST] else _built(found.problems))
+    if bad == [MANIFEST] and (more := _bad_parts(after)):
         build(config, more)  # what the manifest names could only be looked at with one
-        bad, after = [*bad, *more], check(where)
+        bad, after = [*bad, *more], check(where, _built(after.problems))
     return replace(after, repaired=[*found.repaired, *bad], removed=found.removed)
+
+
+def _bad_parts(found: Verdict) -> list[str]:
+    """Names of what is to be built again."""
+    shards = [entry.name for entry in open_cache(found.cache).manifest.shards]
+    return sorted({p.shard for p in found.problems} & {TARGET, *shards})
+
+
+def _built(problems: Sequence[Problem]) -> set[str] | None:
+    """What is built for these; None where it may be every shard, for the fit that they were stored with is lost."""
+    fit_is_lost = any(p.shard == TARGET and p.field in (RECORD, FEATURE_FIT) for p in problems)
+    return None if fit_is_lost else {p.shard for p in problems}
 
 
 def _remove_strays(cache: Cache) -> list[str]:
@@ -172,7 +190,3 @@ def _records(cache: Cache) -> Iterator[tuple[str, CommitRecord]]:
         except UserError:
             continue
         yield folder, record
-
-
-def _shards(where: str) -> list[str]:
-    return [s.name for s in open_cache(where).manifest.shards]

@@ -1,6 +1,6 @@
 """Checking a whole cache: digests, stray objects, offsets, ranges and finiteness, every problem listed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,9 @@ from specauf.cache.reader import IDENTITY, LOCK, MANIFEST, TARGET, Cache
 from specauf.cache.schema import Counts, Identity, ShardEntry, to_json
 from specauf.cache.shard import load_shard
 from specauf.errors import UserError
+
+# The field of a problem with a commit record.
+RECORD = "commit record"
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,15 @@ class Problem:
         return self.what
 
 
-def verify(cache: Cache, advance: Callable[[], object] = lambda: None) -> list[Problem]:
+def verify(
+    cache: Cache, advance: Callable[[], object] = lambda: None, only: Collection[str] | None = None
+) -> list[Problem]:
     """Check every object of a cache and what the numbers in it must satisfy.
 
     Args:
         cache: an open cache.
         advance: called after each shard, for a progress bar.
+        only: names of the shards to read, and `target`; None reads all.
 
     Returns:
         Problems, in order of the shards; empty when the cache is whole.
@@ -45,12 +51,15 @@ def verify(cache: Cache, advance: Callable[[], object] = lambda: None) -> list[P
     Raises:
         StoreError: the store does not answer, which says nothing of the cache.
     """
-    problems = [*_strays(cache), *_check_notes(cache), *_check_target(cache)]
+    problems = [*_strays(cache), *_check_notes(cache)]
+    if only is None or TARGET in only:
+        problems += _check_target(cache)
     first = 0
     for entry in cache.manifest.shards:
-        problems += _check_shard(cache, first, entry)
+        if only is None or entry.name in only:
+            problems += _check_shard(cache, first, entry)
+            advance()
         first += entry.counts.documents
-        advance()
     return problems
 
 
@@ -113,7 +122,7 @@ def _check_shard(cache: Cache, first: int, entry: ShardEntry) -> Iterator[Proble
 
 
 def _record_problem(name: str, error: UserError) -> Problem:
-    return Problem(name, "commit record", str(error).split(": ", 1)[1])
+    return Problem(name, RECORD, str(error).split(": ", 1)[1])
 
 
 def _object_problem(name: str, line: str) -> Problem:
