@@ -237,7 +237,7 @@ def mask_token_id(config: TargetConfig, tokenizer: Any, vocab_size: int) -> int:
 
 
 def target_identity(config: TargetConfig) -> dict[str, str]:
-    """What tells this target from another: its id and hub commit, or digests of the weights on disk.
+    """What tells this target from another: its id and hub commit, or digests of weights and code on disk.
 
     Raises:
         UserError: there are no weights where it should be.
@@ -247,7 +247,7 @@ def target_identity(config: TargetConfig) -> dict[str, str]:
     gguf = options.get("gguf_file")
     if "revision" in options:
         return {"id": place, "revision": options["revision"]} | ({"gguf_file": gguf} if gguf else {})
-    return {"id": config.name} | weights_on_disk(Path(place), gguf)
+    return {"id": config.name} | weights_on_disk(Path(place), gguf, runs_code=config.trust_remote_code)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Weights on disk are told from others wherever they differ, and caches from before that go on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import pytest
 
 import specauf.fingerprint
 import specauf.targets
+from cache_builder.config import BUILD
 from cache_builder.driver import build
 from cache_builder.repair import repair
 from specauf.cache import open_cache
 from specauf.errors import UserError
-from specauf.fingerprint import CHECKSUM, comparable, weights_on_disk
+from specauf.fingerprint import CHECKSUM, CODE, comparable, weights_on_disk
+from specauf.targets import TargetConfig, target_identity
 from tests.builder.conftest import Make, digests, write_jsonl
 from tests.builder.test_build import config
 
@@ -41,7 +44,7 @@ def middle(monkeypatch: pytest.MonkeyPatch, tiny_target_dir: Path) -> Any:
 def early(monkeypatch: pytest.MonkeyPatch) -> Any:
     """As a release did that knew both ends only."""
 
-    def ends_only(*place: Any) -> dict[str, str]:
+    def ends_only(*place: Any, **_: Any) -> dict[str, str]:
         return {"fingerprint": weights_on_disk(*place)["fingerprint"]}
 
     with monkeypatch.context() as before:
@@ -87,7 +90,50 @@ def test_a_cache_without_checksum_goes_on_and_is_repaired(make: Make, early: Any
     assert digests(cache) == whole
 
 
+def test_code_that_runs_is_told_from_other_code(tiny_target_dir: Path) -> None:
+    plain = TargetConfig("tiny", model=str(tiny_target_dir))
+    trusting = replace(plain, trust_remote_code=True)
+    before = target_identity(plain)
+    assert target_identity(trusting) == before, "there is none"
+    for name, text in (("modeling.py", "a = 1"), ("modeling.py", "a = 2"), ("other.py", "")):
+        (tiny_target_dir / name).write_text(text)
+        assert target_identity(plain) == before, "it is not run"
+    codes = [target_identity(trusting)]
+    (tiny_target_dir / "modeling.py").write_text("a = 3")
+    codes.append(target_identity(trusting))
+    assert codes[0] != codes[1]
+    assert all({**found, CODE: ""} == {**before, CODE: ""} for found in codes)
+
+
+def test_a_build_with_code_that_was_changed_is_refused_and_early_caches_go_on(
+    make: Make, early: Any, tiny_target_dir: Path, corpus: Path
+) -> None:
+    modeling = tiny_target_dir / "modeling_tiny.py"
+    modeling.write_text("scale = 1\n")
+    cache = make()
+    whole = digests(cache)
+    early.undo()
+    assert CODE not in open_cache(str(cache)).manifest.identity.target
+
+    def build_here(out: Path) -> None:
+        told = config(tiny_target_dir, corpus, out, documents_per_shard=8, features="sketch", sketch_rank=8)
+        build(replace(told, target=replace(told.target, trust_remote_code=True)))
+
+    (cache / "manifest.json").unlink()
+    build_here(cache)
+    assert {name for name, digest in digests(cache).items() if whole[name] != digest} == {BUILD, "manifest.json"}
+    new = cache.parent / "new"
+    build_here(new)
+    modeling.write_text("scale = 2\n")
+    for name in ("manifest.json", "shard-00001.json"):
+        (new / name).unlink()
+    with pytest.raises(UserError, match=r"target\.code is '\w+', this build has '\w+': give another --out"):
+        build_here(new)
+
+
 def test_targets_are_compared_by_what_both_have() -> None:
     new, old = {"id": "a", "fingerprint": "f", CHECKSUM: "c"}, {"id": "a", "fingerprint": "f"}
     assert comparable(new, old) == comparable(old, new) == (old, old)
+    assert comparable(new | {CODE: "x"}, new) == (new, new)
+    assert comparable(old | {CODE: "x"}, new) == (old, old)
     assert comparable(new, new | {CHECKSUM: "d"}) == (new, new | {CHECKSUM: "d"})
