@@ -13,7 +13,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from safetensors.numpy import load as load_numpy
 from safetensors.numpy import save as save_numpy
 from safetensors.torch import save as save_torch
 from torch import Tensor
@@ -26,8 +25,8 @@ from specauf.cache import logprobs
 from specauf.cache.features import FeatureCodec
 from specauf.cache.integrity import content_problems, count
 from specauf.cache.location import Location, sha256
-from specauf.cache.objects import entry_of, read_checked
-from specauf.cache.reader import FEATURE_FIT, TARGET
+from specauf.cache.objects import entry_of
+from specauf.cache.reader import FEATURE_FIT, TARGET, stored_codec
 from specauf.cache.schema import FORMAT_VERSION, CommitRecord, Counts, Identity, from_json, to_json
 from specauf.cache.target import CONFIG, TOKENIZER, WEIGHTS
 from specauf.errors import UserError
@@ -146,13 +145,8 @@ def load_codec(out: str, identity: Identity) -> FeatureCodec:
     Raises:
         UserError: the files are damaged.
     """
-    taps = len(identity.taps)
-    if identity.features in ("none", "bf16"):
-        return FeatureCodec(identity.features, taps)
-    place = Location(out)
-    record = from_json(CommitRecord, place.read(f"{TARGET}.json"), f"{out}/{TARGET}.json")
-    arrays = load_numpy(read_checked(place.child(TARGET), record, [FEATURE_FIT])[FEATURE_FIT])
-    return FeatureCodec(identity.features, taps, arrays["channel_scale"], arrays.get("basis"))
+    place, name = Location(out), f"{TARGET}.json"
+    return stored_codec(place, identity, lambda: from_json(CommitRecord, place.read(name), f"{out}/{name}"))
 
 
 def write_shard(

@@ -2,7 +2,7 @@
 
 import functools
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +15,7 @@ from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location, is_safe_name, sha256
 from specauf.cache.objects import check_listing, read_checked
 from specauf.cache.order import Epoch
-from specauf.cache.schema import CommitRecord, ShardEntry, from_json, open_sealed
+from specauf.cache.schema import CommitRecord, Identity, ShardEntry, from_json, open_sealed
 from specauf.cache.shard import FEATURE_FIELDS, TOKEN_FIELDS, TOPK_FIELDS, Document, Shard, load_shard
 from specauf.errors import UserError
 
@@ -120,11 +120,7 @@ class Cache:
     @cached_property
     def codec(self) -> FeatureCodec:
         """How this cache stores features."""
-        kind, taps = self.manifest.identity.features, len(self.manifest.identity.taps)
-        if kind in ("none", "bf16"):
-            return FeatureCodec(kind, taps)
-        arrays = load(read_checked(self.place.child(TARGET), self.target_record, [FEATURE_FIT])[FEATURE_FIT])
-        return FeatureCodec(kind, taps, arrays["channel_scale"], arrays.get("basis"))
+        return stored_codec(self.place, self.manifest.identity, lambda: self.target_record)
 
     @cached_property
     def target(self) -> "specauf.cache.target.TargetFiles":
@@ -246,6 +242,24 @@ class Cache:
                 yield coming.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def stored_codec(place: Location, identity: Identity, record: Callable[[], CommitRecord]) -> FeatureCodec:
+    """How a cache stores features, by the fit among its target's files where there is one.
+
+    Args:
+        place: the cache.
+        identity: of the cache.
+        record: gives the target's commit record; not called where nothing is fitted.
+
+    Raises:
+        UserError: the fit is missing or damaged.
+    """
+    kind, taps = identity.features, len(identity.taps)
+    if kind in ("none", "bf16"):
+        return FeatureCodec(kind, taps)
+    arrays = load(read_checked(place.child(TARGET), record(), [FEATURE_FIT])[FEATURE_FIT])
+    return FeatureCodec(kind, taps, arrays["channel_scale"], arrays.get("basis"))
 
 
 @functools.cache
