@@ -26,7 +26,15 @@ from cache_builder.identity import make_identity, template_hash
 from cache_builder.manifest import committed_shards, forget_shards
 from cache_builder.plan import Plan, make_plan
 from cache_builder.target import Target
-from cache_builder.writer import StorageSpec, fit_digest, load_codec, write_manifest, write_shard, write_target
+from cache_builder.writer import (
+    StorageSpec,
+    fit_can_be_read,
+    fit_digest,
+    load_codec,
+    write_manifest,
+    write_shard,
+    write_target,
+)
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import Location, StoreError, sha256
 from specauf.cache.reader import FEATURE_FIT, IDENTITY, LOCK, MANIFEST, TARGET
@@ -136,7 +144,8 @@ class Build:
         Raises:
             UserError: the sample is too small for the sketch, or what `make` and `write` raise.
         """
-        if f"{TARGET}.json" in Location(self.config.out).files() and not again:
+        stored = f"{TARGET}.json" in Location(self.config.out).files()
+        if stored and not again and (fit_can_be_read(self.config.out, self.identity) or not self.missing()):
             return False
         before, codec = self._stored_fit()
         first: tuple[int, list[BuiltDocument], dict[str, int]] | None = None

@@ -22,6 +22,7 @@ from cache_builder.writer import (
     StorageSpec,
     begin,
     committed_shards,
+    fit_can_be_read,
     fit_digest,
     load_codec,
     write_arrays,
@@ -81,7 +82,7 @@ def shrink(
     ):
         begin(out, identity)
         place.sweep()
-        if f"{TARGET}.json" not in place.files():
+        if f"{TARGET}.json" not in place.files() or not fit_can_be_read(out, identity):
             record = cache.target_record
             files = read_checked(cache.place.child(TARGET), record, list(record.objects))
             codec = _codec(cache, identity)

@@ -24,7 +24,7 @@ from cache_builder.manifest import committed_shards, shard_name, write_manifest
 from specauf.cache import logprobs
 from specauf.cache.features import FeatureCodec
 from specauf.cache.integrity import content_problems, count
-from specauf.cache.location import Location, sha256
+from specauf.cache.location import Location, StoreError, sha256
 from specauf.cache.objects import entry_of
 from specauf.cache.reader import FEATURE_FIT, TARGET, stored_codec
 from specauf.cache.schema import FORMAT_VERSION, CommitRecord, Counts, Identity, from_json, to_json
@@ -33,8 +33,8 @@ from specauf.errors import UserError
 
 # All that it takes to write a cache, in one place.
 __all__ = [
-    "StorageSpec", "begin", "committed_shards", "fit_digest", "load_codec", "shard_name", "tokenizer_files",
-    "write_arrays", "write_manifest", "write_shard", "write_target", "write_target_files",
+    "StorageSpec", "begin", "committed_shards", "fit_can_be_read", "fit_digest", "load_codec", "shard_name",
+    "tokenizer_files", "write_arrays", "write_manifest", "write_shard", "write_target", "write_target_files",
 ]  # fmt: skip
 
 
@@ -147,6 +147,17 @@ def load_codec(out: str, identity: Identity) -> FeatureCodec:
     """
     place, name = Location(out), f"{TARGET}.json"
     return stored_codec(place, identity, lambda: from_json(CommitRecord, place.read(name), f"{out}/{name}"))
+
+
+def fit_can_be_read(out: str, identity: Identity) -> bool:
+    """Whether `load_codec` works: else no shard can be written, and no repair finds that out before the manifest."""
+    try:
+        load_codec(out, identity)
+    except StoreError:
+        raise
+    except UserError:
+        return False
+    return True
 
 
 def write_shard(

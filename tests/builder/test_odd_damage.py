@@ -57,3 +57,38 @@ def test_a_damaged_manifest_of_a_shrunk_cache_is_no_dead_end(make: Make, tmp_pat
     (small / "manifest.json").unlink()
     shrink(str(tmp_path / "cache"), str(small), k=2)
     assert digests(small) == before
+
+
+@pytest.mark.parametrize("victim", ["target/features.safetensors", "target.json"])
+@pytest.mark.parametrize("command", ["build", "repair"])
+def test_an_unfinished_cache_whose_fit_is_damaged_goes_on(make: Make, victim: str, command: str) -> None:
+    cache = make()
+    before = digests(cache)
+    for name in ("manifest.json", "shard-00002.json"):
+        (cache / name).unlink()
+    (cache / victim).write_bytes(b"damage")
+    if command == "build":
+        make()
+    assert repair(str(cache), "cpu").problems == []
+    assert digests(cache) == before
+
+
+@pytest.mark.parametrize("victim", ["target/features.safetensors", "target.json"])
+def test_an_unfinished_shrunk_cache_whose_fit_is_damaged_goes_on(make: Make, tmp_path: Path, victim: str) -> None:
+    make()
+    small = tmp_path / "small"
+    shrink(str(tmp_path / "cache"), str(small), k=2)
+    before = digests(small)
+    for name in ("manifest.json", "shard-00002.json"):
+        (small / name).unlink()
+    (small / victim).write_bytes(b"damage")
+    shrink(str(tmp_path / "cache"), str(small), k=2)
+    assert digests(small) == before
+
+
+def test_a_build_does_not_fit_anew_what_is_finished(make: Make) -> None:
+    cache = make()
+    (cache / "target/features.safetensors").write_bytes(b"damage")
+    before = tree(cache)
+    make()
+    assert tree(cache) == before
