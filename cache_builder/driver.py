@@ -199,6 +199,8 @@ class _ShardModule(L.LightningModule):
         self, work: Build, writer: ShardWriter, advance: Advance, sigterm: Sigterm, first: _First | None
     ) -> None:
         super().__init__()
+        # At a build's end there are fewer shards than ranks.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.work, self.writer, self.sigterm = work, writer, sigterm
         self._show, self._first = advance, first
         self.lock: BuildLock | RankLock | None = None if first is None else first.lock

@@ -51,6 +51,19 @@ def test_two_ranks_give_the_bytes_of_one(tiny_target_dir: Path, tmp_path: Path) 
     assert digests(tmp_path / "1") == digests(tmp_path / "2")
 
 
+@pytest.mark.slow
+def test_two_ranks_finish_a_cache_of_which_one_shard_is_missing(tiny_target_dir: Path, tmp_path: Path) -> None:
+    command = [*on_ranks(tiny_target_dir, tmp_path, 12), f"--out={tmp_path / 'cache'}", "--devices=2"]
+    whole: dict[str, str] = {}
+    for _ in range(2):  # of two shards, the first rank makes the first one alone
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        whole = whole or digests(tmp_path / "cache")
+        assert digests(tmp_path / "cache") == whole
+        for name in ("manifest.json", "shard-00000.json"):
+            (tmp_path / "cache" / name).unlink()
+
+
 @pytest.mark.parametrize("where", ["local", "memory"])
 def test_a_second_builder_is_refused_while_the_first_lives(tmp_path: Path, where: str, monkeypatch) -> None:
     monkeypatch.setattr("cache_builder.lock.time.sleep", lambda seconds: None)
