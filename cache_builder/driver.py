@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import io
 import logging
 import signal
 import sys
@@ -61,7 +62,9 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
         stack.enter_context(_quiet_end(speaks=first))
         stack.enter_context(_no_empty_directory(place) if first else contextlib.nullcontext())
         lock = stack.enter_context(BuildLock(place)) if first else None
-        work = open_build(config, device=device_of(config))
+        # All ranks read the corpus and load the target; what they would say of it is said once.
+        with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
+            work = open_build(config, device=device_of(config))
         if lock is None:
             _run(work, _advance(_silent, world), None)
             return None
@@ -69,11 +72,15 @@ def build(config: BuildConfig, again: Collection[str] = ()) -> Manifest | None:
         documents, missing = len(work.plan.numbers), work.missing()
         if missing:
             _say_of_the_corpus(work)
-        done = documents - sum(len(work.plan.shard(n)) for n in missing)
-        show = stack.enter_context(progress("build", float(documents), unit="documents", initial=float(done)))
+        left = _documents(work, missing)
+        show = stack.enter_context(
+            progress("build", float(documents), unit="documents", initial=float(documents - left))
+        )
         if work.prepare(_advance(show, 1, lock), again=TARGET in again):
             missing = work.missing()
-        _run(work, _advance(show, world), _First(missing, lock))
+        # The last shards seldom come out even: what this rank does stands for all that is left.
+        share = _documents(work, missing) / max(1, _documents(work, missing[::world]))
+        _run(work, _advance(show, share), _First(missing, lock))
         lock.confirm()
         return work.finish()
 
@@ -88,6 +95,11 @@ def _no_empty_directory(place: Location) -> Iterator[None]:
         if folder is not None:
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
+
+
+def _documents(work: Build, shards: Sequence[int]) -> int:
+    """How many are planned for some shards."""
+    return sum(len(work.plan.shard(n)) for n in shards)
 
 
 def _say_of_the_corpus(work: Build) -> None:
@@ -268,7 +280,7 @@ class _ShardModule(L.LightningModule):
         return batch
 
 
-def _advance(show: Show, ranks: int, lock: BuildLock | None = None) -> Advance:
+def _advance(show: Show, ranks: float | int, lock: BuildLock | None = None) -> Advance:
     """Progress of all ranks by that of this one, and before they begin the check that the directory is still ours."""
     started, tokens = time.monotonic(), 0
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,9 @@ def test_two_ranks_give_the_bytes_of_one(tiny_target_dir: Path, tmp_path: Path) 
         command = [*on_ranks(tiny_target_dir, tmp_path, 40), f"--out={tmp_path / str(devices)}", f"--devices={devices}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=one_thread)
         assert done.returncode == 0, done.stderr
+        shown = [int(n) for n in re.findall(r"build: (\d+)/40", done.stderr)]  # after a few seconds only
+        assert max(shown, default=0) <= 40
+        assert len(shown) == len(set(shown))
     assert open_cache(str(tmp_path / "2")).num_shards == 7
     assert verify(open_cache(str(tmp_path / "2"))) == []
     assert digests(tmp_path / "1") == digests(tmp_path / "2")
@@ -62,6 +66,21 @@ def test_two_ranks_finish_a_cache_of_which_one_shard_is_missing(tiny_target_dir:
         assert digests(tmp_path / "cache") == whole
         for name in ("manifest.json", "shard-00000.json"):
             (tmp_path / "cache" / name).unlink()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_every_rank_would_say_is_said_once(
+    tiny_target_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, rank: int
+) -> None:
+    def loud(*args: Any, **kwargs: Any) -> None:
+        print("read corpus: 1/9 documents", file=sys.stderr)
+        raise UserError("no more of it")
+
+    monkeypatch.setattr("cache_builder.driver.rank_zero_only", SimpleNamespace(rank=rank))
+    monkeypatch.setattr("cache_builder.driver.open_build", loud)
+    with pytest.raises(UserError, match="no more of it"):
+        build(config(tiny_target_dir, tmp_path / "corpus.jsonl", tmp_path / "cache"))
+    assert ("read corpus" in capsys.readouterr().err) == (rank == 0)
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])
