@@ -111,7 +111,10 @@ def _pair(row: Mapping[str, Any], where: str) -> Conversation:
     if isinstance(value, str):
         # Alpaca keeps the material that an instruction speaks of in a second column.
         extra = row.get("input") if name == "instruction" else None
-        messages.append(Message("user", f"{value}\n\n{extra}" if isinstance(extra, str) and extra.strip() else value))
+        question = _text(value, f"{where}: {name}")
+        if isinstance(extra, str) and extra.strip():
+            question += "\n\n" + _text(extra, f"{where}: input")
+        messages.append(Message("user", question))
     else:
         messages += [_message(m, f"{where}: {name}[{i}]") for i, m in enumerate(_list(value, f"{where}: {name}"))]
     answer = next((n for n in RESPONSES if row.get(n) is not None and n != name), None)

@@ -60,6 +60,8 @@ def test_every_layout_is_found(row: dict[str, Any], expected: tuple[Message, ...
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, None, "expected a part of type text"),
         ({"prompt": "a"}, "messages", "column messages is missing, found 'prompt'"),
         ({"text": "\ud800"}, None, "half of a surrogate pair"),
+        ({"prompt": "x\ud800"}, None, "prompt holds half of a surrogate pair at character 1"),
+        ({"instruction": "add", "input": "\ud800"}, None, "input holds half of a surrogate pair"),
         ({"conversations": [{"from": "human", "value": 7}]}, None, r"conversations\[0\].value is a number"),
         (
             {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
