@@ -47,6 +47,11 @@ class WholeValidations(L.Callback):
         validation._has_run = False  # as after a checkpoint from behind it, whose way through the loops is exact
         self._due = False  # also when the run goes on without validation
 
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """A checkpoint of a callback behind this one is from before the validation that follows, too."""
+        fit = trainer.fit_loop
+        self._due = fit.epoch_loop._should_check_val_fx(fit._data_fetcher)  # type: ignore[arg-type]
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on a checkpoint is one from before its validation."""
         self._due = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking

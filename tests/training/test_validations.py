@@ -86,6 +86,18 @@ def test_a_validation_that_was_cut_short_is_made_up(tiny_cache, tmp_path, monkey
     assert (run / "checkpoints/best.ckpt").is_file()
 
 
+def test_a_checkpoint_just_before_a_validation_goes_on_with_it(tiny_cache, tmp_path):
+    saves = {"every_n_train_steps": 2, "save_top_k": -1, "dirpath": tmp_path / "own", "filename": "{step}"}
+    own = ["--trainer.callbacks+=ModelCheckpoint", *(f"--trainer.callbacks.{k}={v}" for k, v in saves.items())]
+    options, whole = (*OPTIONS, EVERY_2, *own), tmp_path / "whole"
+    assert fit_here(tiny_cache, whole, *options) == 0
+    for step in (2, 4, 8):
+        run = tmp_path / f"from-{step}"
+        assert fit_here(tiny_cache, run, *options, f"--ckpt_path={tmp_path}/own/step={step}.ckpt") == 0
+        assert logged(run, "val/tau") == {k: v for k, v in logged(whole, "val/tau").items() if k >= step - 1}
+        assert same(last(run), last(whole))
+
+
 @pytest.mark.parametrize(
     "validated",
     [(EVERY_3,), ("--trainer.val_check_interval=6", "--trainer.check_val_every_n_epoch=null")],
