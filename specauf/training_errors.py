@@ -169,6 +169,12 @@ def check_trainer(config: Any, callbacks: Sequence[Callback]) -> None:
         for kind, reason in _CALLBACKS.items():
             if isinstance(callback, kind):
                 raise UserError(f"trainer.callbacks: {kind.__name__} found, which {reason}")
+        watched = getattr(callback, "monitor", None)
+        if config.limit_val_batches == 0 and str(watched).startswith("val/"):
+            raise UserError(
+                f"trainer.callbacks: {type(callback).__name__} monitors {watched}, but trainer.limit_val_batches is 0 "
+                "and nothing is validated: leave one of them out"
+            )
 
 
 def check_length(trainer: L.Trainer, model: DrafterModule) -> None:

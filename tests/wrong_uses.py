@@ -66,6 +66,10 @@ CASES: dict[str, list[tuple[str, str]]] = {
             f"{FIT} --trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling='{{0: 2}}'",
             "trainer.accumulate_grad_batches",
         ),
+        (
+            f"{FIT} -c configs/trainer/early-stopping.yaml --trainer.limit_val_batches=0",
+            "EarlyStopping monitors val/tau, but trainer.limit_val_batches is 0",
+        ),
         (f"{FIT} --trainer.enable_checkpointing=false", "every run keeps last.ckpt: leave it out"),
         (f"{FIT} --seed_everything=-1", "seed_everything is -1"),
         (f"{FIT} --trainer.overfit_batches=1", "configs/debug/overfit.yaml"),

@@ -95,6 +95,10 @@ def test_ctrl_c_before_the_first_checkpoint_says_so(tiny_cache, tmp_path):
             ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/tua", "--trainer.max_epochs=1"),
             "trainer: Early stopping conditioned on metric `val/tua` which is not available",
         ),
+        (
+            ("-c", "configs/trainer/early-stopping.yaml", "--trainer.limit_val_batches=0"),
+            "trainer.callbacks: EarlyStopping monitors val/tau, but trainer.limit_val_batches is 0",
+        ),
         (("--trainer.callbacks+=LearningRateFinder",), "trainer.callbacks: LearningRateFinder found"),
         (("--model.drafter.init_args.attention=flex",), "model.drafter.init_args.attention is flex but this trains on"),
         (("--model.drafter.init_args.intermediate_size=0",), "intermediate_size: 0 found, at least 1 expected"),
