@@ -1,4 +1,4 @@
-"""No validation is lost when a run ends in the middle of it, and none comes in the middle of a step."""
+"""No validation is lost when a run ends in the middle of it, none comes in the middle of a step or has no documents."""
 
 from typing import Any
 
@@ -33,13 +33,17 @@ class WholeValidations(L.Callback):
         """Run what is due; the counters stand as they stood when it began, so it is logged at the same step.
 
         Raises:
-            UserError: validations would come in the middle of a step.
+            UserError: validations would come in the middle of a step, or have nothing to validate on.
         """
         trainer.fit_loop.epoch_loop.max_steps = self._max_steps
         _require_whole_steps(trainer)
+        validation = trainer.fit_loop.epoch_loop.val_loop
+        if trainer.enable_validation and trainer.val_dataloaders is None:  # the first is epochs away
+            trainer.validating = True
+            validation.setup_data()
+            trainer.training = True
         if not self._due:
             return
-        validation = trainer.fit_loop.epoch_loop.val_loop
         validation.restarting = False  # the one before it in this epoch was whole
         trainer.validating = True
         validation.run()

@@ -27,10 +27,13 @@ def test_a_negative_seed(tiny_cache, tmp_path, capsys):  # noqa: F811
 def test_a_cache_with_nothing_to_validate_on(tmp_path, capsys):
     cache = write_tiny_cache(tmp_path / "cache", documents=3, per_shard=3)  # every fourth would be held out
     options = ("--model.loss=auf", "--trainer.max_steps=1", "--data.batch_size=2")
-    assert fit_here(cache, tmp_path / "run", *options) == 2
-    line = said(capsys)
-    assert "has 3 documents, none of them held out to validate on" in line
-    assert "--held_out" in line
+    for first in (1, 2):  # it is not found after the epochs before
+        run = tmp_path / f"run-{first}"
+        assert fit_here(cache, run, *options, f"--trainer.check_val_every_n_epoch={first}") == 2
+        line = said(capsys)
+        assert "has 3 documents, none of them held out to validate on" in line
+        assert "--held_out" in line
+        assert not (run / "config.yaml").exists()
     for offered in ("--data.validate_on=train", "--trainer.limit_val_batches=0"):
         assert offered in line
         assert fit_here(cache, tmp_path / offered, *options, offered) == 0
