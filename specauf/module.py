@@ -23,7 +23,14 @@ from specauf.metrics import EmittedLength, SlotAcceptance
 from specauf.objectives import Objective, StepMean
 from specauf.objectives.support import branch_losses
 from specauf.other_cache import check_same_drafter, for_sketch
-from specauf.resume import back_to_whole_steps, check_same_optimizer, check_same_run, restore_rng, rng_state
+from specauf.resume import (
+    back_to_whole_steps,
+    check_same_optimizer,
+    check_same_run,
+    check_weights,
+    restore_rng,
+    rng_state,
+)
 from specauf.schedules import Schedule, WarmupCosine
 
 COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -264,11 +271,7 @@ class DrafterModule(L.LightningModule):
                 drafter=self.drafter.name,
                 config=self.drafter.config.to_dict(),
             )
-            if checkpoint["specauf"].get("half_changed"):
-                raise UserError(
-                    "--ckpt_path: it was written while the optimizer changed the weights, whose step would be made "
-                    "twice: give the run's checkpoints/last.ckpt"
-                )
+            check_weights(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
             position = checkpoint.get(type(datamodule).__qualname__, {}).get("position")
             if position is not None:  # else it was saved before the first batch
                 back_to_whole_steps(checkpoint, position)

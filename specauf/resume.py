@@ -4,9 +4,11 @@ Lightning restores the optimizer's settings from the checkpoint, so a flag such 
 without a word. Here it is refused instead.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch.optim import Optimizer
 
 from specauf.errors import UserError
@@ -40,6 +42,28 @@ def check_same_run(about: dict[str, Any], *, cache: str, drafter: str, config: d
                 f"--ckpt_path: its drafter has {name} {saved}, model.drafter gives {value}: resume with the run's own "
                 "config.yaml, or start a new run"
             )
+
+
+def check_weights(checkpoint: dict[str, Any], callbacks: Sequence[Callback]) -> None:
+    """Refuse weights that an unbroken run would not go on from.
+
+    Args:
+        checkpoint: as Lightning has written it.
+        callbacks: of the run now.
+
+    Raises:
+        UserError: they are an average without what averages, or the optimizer was at work on them.
+    """
+    if "current_model_state" in checkpoint and not any(isinstance(c, WeightAveraging) for c in callbacks):
+        raise UserError(
+            "--ckpt_path: its run averages weights, trainer.callbacks has nothing that does: resume with the run's own "
+            "config.yaml, or start a new run from the average with --model.drafter.init_args.init=RUN"
+        )
+    if checkpoint["specauf"].get("half_changed"):
+        raise UserError(
+            "--ckpt_path: it was written while the optimizer changed the weights, whose step would be made "
+            "twice: give the run's checkpoints/last.ckpt"
+        )
 
 
 def check_same_optimizer(saved: list[dict[str, Any]], optimizer: Optimizer) -> None:

@@ -130,12 +130,14 @@ def test_the_end_of_an_epoch_without_validation_is_saved_and_goes_on(tiny_cache,
     ],
     ids=["epoch", "time"],
 )
-def test_the_end_keeps_the_trained_weights_beside_their_average(tiny_cache, tmp_path, end, steps):
+def test_the_end_keeps_the_trained_weights_beside_their_average(tiny_cache, tmp_path, capsys, end, steps):
     for name, preset in (("plain", ()), ("ema", EMA)):
         assert fit_here(tiny_cache, tmp_path / name, *OPTIONS, *end, *preset) == 0
         assert last(tmp_path / name, "global_step") == steps
     assert same(last(tmp_path / "ema", "current_model_state"), last(tmp_path / "plain"))
     assert not same(last(tmp_path / "ema"), last(tmp_path / "plain"))
+    assert fit_here(tiny_cache, tmp_path / "ema", *OPTIONS, f"--ckpt_path={tmp_path}/ema") == 2
+    assert "its run averages weights, trainer.callbacks has nothing that does" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
