@@ -97,6 +97,16 @@ class CorrectionHead(nn.Module):
         super().__init__()
         self.project = project
         self.vocabulary = vocabulary
+        up, down = project[0], project[2]
+        assert isinstance(up, nn.Linear)
+        assert isinstance(down, nn.Linear)
+        self.up, ids = up, vocabulary.draft_ids
+        # Taken once: each time its gradient would be one of all rows.
+        self.down = down.weight if ids is None else down.weight[ids]
+
+    def trained(self) -> list[Tensor]:
+        """What `block_loss` gathers gradients of: W1, and the rows of W2 that are used."""
+        return [self.up.weight, self.down]
 
     def forward(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows draft_vocab"]:
         """Base logits and correction, each row on its own."""
@@ -106,12 +116,7 @@ class CorrectionHead(nn.Module):
     def correction(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows draft_vocab"]:
         """What is added to the base logits."""
         inputs, switch = rows[..., :-1], rows[..., -1:]
-        up, down = self.project[0], self.project[2]
-        assert isinstance(up, nn.Linear)
-        assert isinstance(down, nn.Linear)
-        ids = self.vocabulary.draft_ids
-        weight = down.weight if ids is None else down.weight[ids]
-        return linear(nn.functional.silu(up(inputs)) * switch, weight)
+        return linear(nn.functional.silu(self.up(inputs)) * switch, self.down)
 
 
 class DominoDrafter(DFlashDrafter):

@@ -45,7 +45,8 @@ def block_loss(
     Args:
         rows: what the head reads, of the drafted slots k = 1..B-1.
         head: maps each row on its own, [m width] -> logits [m vocabulary]. A module's (or its method's) trainable
-            parameters receive their gradient; a plain callable must not use trainable tensors of its own.
+            parameters receive their gradient, or the tensors that its `trained()` names instead; a plain callable must
+            not use trainable tensors of its own.
         targets: what to compare with.
         objective: weighting, divergence and reduction.
         step: optimizer step, for weightings that change over training.
@@ -72,9 +73,11 @@ def block_loss(
     return run.output(rows)
 
 
-def _trainable(head: nn.Module | Head) -> list[nn.Parameter]:
+def _trainable(head: nn.Module | Head) -> list[Tensor]:
     owner = getattr(head, "__self__", head)
-    return [p for p in owner.parameters() if p.requires_grad] if isinstance(owner, nn.Module) else []
+    if not isinstance(owner, nn.Module):
+        return []
+    return [tensor for tensor in getattr(owner, "trained", owner.parameters)() if tensor.requires_grad]
 
 
 def _check_frozen(head: nn.Module | Head, rows: Tensor) -> None:
@@ -94,7 +97,7 @@ class _Run:
         self,
         rows: Tensor,
         head: nn.Module | Head,
-        parameters: list[nn.Parameter],
+        parameters: list[Tensor],
         targets: BlockTargets,
         objective: Objective,
         step: int,

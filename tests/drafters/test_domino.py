@@ -8,6 +8,7 @@ import torch
 
 from specauf.drafters import DFlashDrafter, DominoDrafter, DominoSpec
 from specauf.errors import UserError
+from specauf.module import to_head_vocabulary
 from specauf.objectives import AcceptUntilFail, CrossEntropy, ExponentialDecay, Objective, SoftTail, Uniform, WarmUp
 from specauf.objectives.support import branch_losses, whole_block
 from tests.drafters.tiny import BLOCK, batch_of, document, tiny_drafter, tiny_target, vocabulary_of
@@ -144,10 +145,17 @@ def test_taking_the_cut_away_keeps_the_decay_and_the_warm_up():
     assert uncut(kept) is kept
 
 
-def test_gradients_of_the_head_reach_the_recurrent_state_and_the_backbone():
+@pytest.mark.parametrize("kept", [61, 20])
+def test_gradients_of_the_head_reach_the_recurrent_state_and_the_backbone(kept):
     drafter, vocabulary, batch, _ = blocks()
     drafter.train()
+    if kept < 61:
+        vocabulary = vocabulary.restrict(torch.arange(kept))
+        batch = batch.with_targets(to_head_vocabulary(batch.targets, vocabulary))
+        assert batch.targets.valid.any(-1).sum() > 1
     branches = drafter.branches(batch, vocabulary, 0.5)
+    # Nothing the size of the vocabulary is gathered for a head that is not.
+    assert [len(tensor) for tensor in branches[1].head.trained()] == [drafter.config.emb_dim, kept]
     objective = Objective(Uniform(), CrossEntropy())
     sum(
         (b.weight * o.numerator for b, o in branch_losses(branches, batch.targets, objective)), torch.zeros(())
