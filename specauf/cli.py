@@ -95,10 +95,14 @@ def _resolve(kind: str, value: str) -> str:
 
 
 def default_run_directory(kind: str) -> Path:
-    """`runs/KIND-DATE-TIME`, for a run that was not told where to go; one that is not there yet."""
+    """`runs/KIND-DATE-TIME`, for a run that was not told where to go; made here, so that no other run takes it too."""
     name = f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
-    names = (name if n == 0 else f"{name}-{n}" for n in itertools.count())
-    return next(path for path in (Path("runs") / n for n in names) if not path.exists())
+    for number in itertools.count():
+        path = Path("runs") / (name if number == 0 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError
 
 
 def newest(pattern: str, what: str, flag: str) -> Path:

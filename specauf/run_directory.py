@@ -1,5 +1,6 @@
 """The directory a run goes to: its name when none is given, and what is refused before anything is written there."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -16,6 +17,15 @@ def new_run_directory() -> str:
     name = inherited or str(default_run_directory("drafter"))
     os.environ[_ENVIRONMENT] = name
     return name
+
+
+def remove_empty() -> None:
+    """Take the new directory away again if its run has left nothing there: it was refused, or writes nothing."""
+    made = os.environ.get(_ENVIRONMENT)
+    if made:
+        with contextlib.suppress(OSError):
+            Path(made).rmdir()
+            Path(made).parent.rmdir()
 
 
 def require_local(root: str, checkpoints: str | None) -> None:

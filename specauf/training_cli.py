@@ -24,7 +24,13 @@ from specauf.data.module import CacheDataModule
 from specauf.errors import UserError
 from specauf.loggers import MetricsLog
 from specauf.module import DrafterModule
-from specauf.run_directory import new_run_directory, refuse_second_run, require_local, require_writable
+from specauf.run_directory import (
+    new_run_directory,
+    refuse_second_run,
+    remove_empty,
+    require_local,
+    require_writable,
+)
 from specauf.training_errors import check_length, check_trainer, one_line_errors, one_line_signals
 
 
@@ -171,16 +177,19 @@ def main(argv: list[str]) -> None:
     """
     _quiet()
     sys.argv = [sys.argv[0], *files_first(argv)]
-    with one_line_errors():
-        TrainingCLI(
-            DrafterModule,
-            CacheDataModule,
-            save_config_callback=SaveProvenance,
-            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
-            seed_everything_default=0,
-            parser_class=OneLineParser,
-            auto_configure_optimizers=False,
-        )
+    try:
+        with one_line_errors():
+            TrainingCLI(
+                DrafterModule,
+                CacheDataModule,
+                save_config_callback=SaveProvenance,
+                save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+                seed_everything_default=0,
+                parser_class=OneLineParser,
+                auto_configure_optimizers=False,
+            )
+    finally:
+        remove_empty()
 
 
 def files_first(argv: list[str]) -> list[str]:

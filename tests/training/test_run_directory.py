@@ -7,6 +7,7 @@ import yaml
 
 from specauf.checkpoint import load_checkpoint
 from specauf.cli import main
+from specauf.run_directory import new_run_directory, remove_empty
 from tests.training.running import fit_here, logged
 
 OPTIONS = ("--model.loss=auf", "--trainer.limit_val_batches=0",
@@ -79,6 +80,19 @@ def test_a_run_may_take_its_checkpoints_elsewhere(tiny_cache, tmp_path, ended):
     words = (f"--checkpoints.directory={tmp_path}/disk", f"--ckpt_path={run}/checkpoints/last.ckpt")
     assert fit_here(tiny_cache, run, *OPTIONS, "--trainer.max_steps=3", *words) == 0
     assert load_checkpoint(tmp_path / "disk/last.ckpt")["global_step"] == 3
+
+
+def test_runs_that_begin_in_one_second_have_directories_of_their_own(tiny_cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPECAUF_RUN_DIRECTORY", "")  # so that it is put back
+    assert new_run_directory() != new_run_directory()
+    remove_empty()
+    assert len(list(tmp_path.glob("runs/*"))) == 1
+    # What is refused, or writes nothing, leaves none.
+    words = ["-c", "fit", "--model.loss=auf", f"--data.cache={tiny_cache}", "--trainer.accelerator=cpu"]
+    assert main(["fit", *words, "--trainer.limit_train_batches=0"]) == 2
+    assert main(["fit", *words, "--trainer.fast_dev_run=1", "--data.batch_size=4"]) == 0
+    assert len(list(tmp_path.glob("runs/*"))) == 1
 
 
 @pytest.mark.parametrize("option", ["--trainer.default_root_dir=s3://bucket/run", "--checkpoints.directory=memory://a"])
