@@ -63,7 +63,7 @@ ARROWS = {
         "resume",
         "schedules",
     },
-    "callbacks": {"data"},
+    "callbacks": {"cache", "data"},
     "checkpoint_io": {"cache"},
     "ckpt_path": {"checkpoint"},
     "run_directory": {"callbacks", "cli"},

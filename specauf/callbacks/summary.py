@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from specauf.cache.location import write_atomically
 from specauf.callbacks.checkpoints import Checkpoints
 from specauf.callbacks.throughput import Throughput
 
@@ -83,7 +84,7 @@ class Summary(L.Callback):
             "seconds": self._seconds(),
             "data_wait_share": speed.waited_seconds / speed.busy_seconds if speed and speed.busy_seconds else None,
         }
-        file.write_text(json.dumps(record, indent=2) + "\n")
+        write_atomically(file, (json.dumps(record, indent=2) + "\n").encode())  # half of one would mean a finished run
 
     def _said(self, trainer: L.Trainer) -> str:
         root, steps = trainer.default_root_dir, trainer.global_step

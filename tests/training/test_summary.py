@@ -1,5 +1,6 @@
 """`summary.json`, and a line, say what a run came to, also when its command is repeated, and of validations alone."""
 
+import errno
 import json
 
 import pytest
@@ -35,6 +36,15 @@ def test_where_there_is_none_it_is_that_of_the_checkpoint(tiny_cache, tmp_path, 
     for name in ("steps", "tau", "best_tau", "best_step", "loss"):
         assert found[name] == whole[name] is not None
     assert 0 < found["seconds"] <= whole["seconds"]
+
+
+def test_a_full_disk_leaves_no_half_of_it(tiny_cache, tmp_path, monkeypatch, ended):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert fit_here(tiny_cache, tmp_path, *OPTIONS, "--trainer.max_epochs=1", f"--ckpt_path={ended}") == 2
+    assert not list(tmp_path.glob("summary.json*"))
 
 
 def test_a_run_that_goes_on_counts_what_went_before(tiny_cache, tmp_path, ended):
