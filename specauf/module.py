@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from specauf.cache import Cache, Document
@@ -34,6 +34,24 @@ from specauf.resume import (
 from specauf.schedules import Schedule, WarmupCosine
 
 COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class SharedFactory:
+    """Makes the optimizer, and is the same in copies of the module, which averaged weights are.
+
+    A command line's factory holds that command line, with its trainer, its cache and the processes of the other ranks.
+    """
+
+    def __init__(self, make: OptimizerCallable) -> None:
+        self.make = make
+
+    def __call__(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """The optimizer."""
+        return self.make(parameters)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SharedFactory":
+        """Itself."""
+        return self
 
 
 class DrafterModule(L.LightningModule):
@@ -74,7 +92,7 @@ class DrafterModule(L.LightningModule):
         if head_tokens is not None and head_tokens < 2:
             raise UserError(f"model.head_tokens is {head_tokens}: give at least 2, or null for the whole vocabulary")
         self.objective, self.spec = loss, drafter
-        self.optimizer, self.schedule = optimizer, schedule
+        self.optimizer, self.schedule = SharedFactory(optimizer), schedule
         self.head_tokens, self.chunk_blocks, self.full_block_every = head_tokens, chunk_blocks, full_block_every
         self.compiled = compile
         self._means: list[StepMean] = []

@@ -15,9 +15,11 @@ from tests.training.running import arguments, fit_here, logged
 COMMON = ("--trainer.max_steps=12", "--trainer.max_epochs=20", "--trainer.limit_val_batches=0",
           "--data.anchors_per_document=5", "--model.optimizer.init_args.lr=3e-3",
           "--trainer.gradient_clip_val=0.5")  # fmt: skip
+AVERAGED = Path(__file__).parents[2] / "configs/trainer/ema.yaml"
 LAYOUTS = {
     "one": ("--data.batch_size=8",),
-    "two-ranks": ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp"),
+    # Averaged beside, which feeds nothing back.
+    "two-ranks": ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp", "-c", str(AVERAGED)),
     "accumulated": ("--data.batch_size=4", "--trainer.accumulate_grad_batches=2"),
 }
 
@@ -33,7 +35,8 @@ def on_two_ranks(cache: Path, folder: Path, *options: str) -> Path:
 
 
 def weights(run):
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    return checkpoint.get("current_model_state", checkpoint["state_dict"])
 
 
 @pytest.mark.parametrize("loss", ["auf", pytest.param("auf-block", marks=pytest.mark.slow)])
