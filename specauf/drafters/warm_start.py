@@ -31,6 +31,9 @@ def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
     from specauf.checkpoint import load_drafter  # it reads all kinds of drafters, and so imports this package
 
     found = load_drafter(init, fresh.config.num_target_layers)
+    grows = isinstance(fresh, DominoDrafter) and type(found) is DFlashDrafter
+    if type(found) is not type(fresh) and not grows:
+        raise UserError(f"init: {init} holds a {found.name} drafter, {fresh.name} expected; train DRAFTER={found.name}")
     sketch = sketch_of(target) if fresh.needs_features else None
     wanted = replace(fresh.config, feature_dim=fresh.config.raw_feature_dim) if sketch else fresh.config
     check_same_target(init, found.config, wanted)
@@ -38,8 +41,6 @@ def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
     found.config = replace(found.config, embedding_scale=wanted.embedding_scale, logit_softcap=wanted.logit_softcap)
     if isinstance(fresh, DominoDrafter) and type(found) is DFlashDrafter:
         found = with_domino_head(found, fresh)
-    if type(found) is not type(fresh):
-        raise UserError(f"init: {init} holds a {found.name} drafter, {fresh.name} expected; train DRAFTER={found.name}")
     if isinstance(found, DominoDrafter) and isinstance(fresh, DominoDrafter):
         found.auf_on, found.base_start, found.base_ratio = fresh.auf_on, fresh.base_start, fresh.base_ratio
     if sketch and isinstance(found, DFlashDrafter):
