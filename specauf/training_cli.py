@@ -254,9 +254,11 @@ def _quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",  # so it does when a run is resumed
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own
         ".*WeightAveraging callback with a model that overrides.*",  # the drafter is whole on every rank
+        ".*WeightAveraging callback, but loading a checkpoint outside the 'fit' stage.*",  # the average is validated
         ".*dirpath has changed from.*",  # a run that goes on in another directory keeps its own best there
         ".*smaller than the logging interval.*",
-        ".*Please add the following callbacks: \\[('(Summary|WholeValidations)'(, )?)+\\].*",  # for validate
+        # For validate, and for a run that validates where it did not before.
+        ".*Please add the following callbacks: \\[(['\"](Summary|WholeValidations|Checkpoints{[^}]*})['\"](, )?)+\\].*",
         ".*Mismatch dtype between input and weight.*",  # mixed precision: so it is meant
         ".*Detected call of `lr_scheduler.step.*",  # a gradient scaler has left the first steps out
         ".*AMP with fp16 is not supported on CPU.*",  # refused, where Lightning would take bf16

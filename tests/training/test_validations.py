@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import specauf.callbacks
 import specauf.module
 from specauf.checkpoint import load_checkpoint
-from tests.training.running import fit_here, logged
+from tests.training.running import fit_here, logged, validate_here
 
 EMA = ("-c", "configs/trainer/ema.yaml")
 # 4 steps an epoch, whose rate does not depend on the run's length.
@@ -138,6 +138,8 @@ def test_the_end_keeps_the_trained_weights_beside_their_average(tiny_cache, tmp_
     assert not same(last(tmp_path / "ema"), last(tmp_path / "plain"))
     assert fit_here(tiny_cache, tmp_path / "ema", *OPTIONS, f"--ckpt_path={tmp_path}/ema") == 2
     assert "its run averages weights, trainer.callbacks has nothing that does" in capsys.readouterr().err
+    assert validate_here(tiny_cache, tmp_path / "ema", "--trainer.limit_val_batches=1.0") == 0
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
