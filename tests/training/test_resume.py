@@ -142,7 +142,11 @@ def test_a_finished_run_can_be_made_longer(tiny_cache, tmp_path, unbroken_consta
     assert len(list(run.glob("metrics-*.csv"))) == 1
 
 
-@pytest.fixture(scope="module", params=[("2", "1.0"), ("0.5", "0"), ("3", "0")], ids=lambda param: param[0])
+@pytest.fixture(
+    scope="module",
+    params=[("2", "1.0"), ("0.5", "0"), pytest.param(("3", "0"), marks=pytest.mark.slow)],
+    ids=lambda param: param[0],
+)
 def unbroken_limited(request, tiny_cache, tmp_path_factory):
     """A run whose epochs are cut short, and what cuts them; the first validates after each."""
     run, (train, validation) = tmp_path_factory.mktemp("limited"), request.param
