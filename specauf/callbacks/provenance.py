@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.cli import SaveConfigCallback
 
 from specauf import __version__
@@ -57,7 +58,8 @@ class SaveProvenance(SaveConfigCallback):
 
 
 def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in _PACKAGES}
+    # torch's own says which build it is (+cu132), which PyPI's metadata leaves out.
+    return {name: metadata.version(name) for name in _PACKAGES} | {"torch": str(torch.__version__)}
 
 
 def _git_commit() -> str | None:
