@@ -10,6 +10,7 @@ from specauf.cache.logprobs import decode_head_mass
 from specauf.cache.reader import Cache, open_cache
 from specauf.cache.schema import Manifest, to_json
 from specauf.cache.shard import Document
+from specauf.errors import UserError
 from specauf.progress import progress
 
 TOPK = ("topk_ids", "id_table", "topk_logprobs", "head_mass")
@@ -114,8 +115,10 @@ def inspect(where: str, samples: int) -> Inspection:
         samples: documents to decode, spread over the cache.
 
     Raises:
-        UserError: there is no cache, or it is damaged.
+        UserError: there is no cache, or it is damaged, or `samples` is negative.
     """
+    if samples < 0:
+        raise UserError(f"sample is {samples}, expected 0 or more: set --sample")
     cache = open_cache(where)
     masses = []
     with progress("inspect", float(cache.num_shards), unit="shards", initial=0.0) as advance:
@@ -124,7 +127,7 @@ def inspect(where: str, samples: int) -> Inspection:
             advance(1.0)
     mass = np.concatenate(masses)
     found = {"mean": float(mass.mean()), "p10": float(np.quantile(mass, 0.1)), "min": float(mass.min())}
-    numbers = sorted({int(n) for n in np.linspace(0, len(cache) - 1, max(0, samples))}) if samples else []
+    numbers = sorted({int(n) for n in np.linspace(0, len(cache) - 1, samples)})
     tokenizer = _tokenizer(cache) if numbers else None
     return Inspection(where, cache.manifest, found, [_decode(cache, tokenizer, n) for n in numbers])
 

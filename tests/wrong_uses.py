@@ -125,6 +125,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (f"{BUILD} --config nowhere.yaml", "nowhere.yaml"),
         (f"{BUILD} --config broken.yaml", "broken.yaml"),
         ("cache-builder inspect nowhere", "nowhere"),
+        ("cache-builder inspect cache --sample=-1", "sample is -1"),
         ("cache-builder verify nowhere", "nowhere"),
         ("cache-builder shrink nowhere --out smaller", "nowhere"),
         (f"{EVALUATE} --benchmarks '[nowhere.jsonl]'", "benchmark file nowhere.jsonl does not exist"),

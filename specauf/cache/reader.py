@@ -274,7 +274,5 @@ def _no_manifest(place: Location) -> str:
     if not place.exists():
         return f"{place.url} does not exist: build it with cache-builder build --out {place.url}"
     if any(name.startswith("shard-") for name in place.files()):
-        return (
-            f"{place.url} is an unfinished cache (no {MANIFEST}): run the same cache-builder build again to finish it"
-        )
+        return f"{place.url} is an unfinished cache (no {MANIFEST}): run the same cache-builder build or shrink again"
     return f"{place.url} holds no {MANIFEST}: give the directory that cache-builder build wrote"
