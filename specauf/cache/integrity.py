@@ -7,6 +7,7 @@ import numpy as np
 
 from specauf.cache.features import FeatureCodec
 from specauf.cache.location import StoreError, sha256
+from specauf.cache.logprobs import NO_ENTRY
 from specauf.cache.objects import check_listing, read_checked
 from specauf.cache.reader import IDENTITY, LOCK, MANIFEST, TARGET, Cache
 from specauf.cache.schema import Counts, Identity, ShardEntry, to_json
@@ -170,6 +171,8 @@ def content_problems(a: dict[str, np.ndarray], identity: Identity) -> Iterator[t
             yield name, f"holds id {a[name].max()}, the vocabulary has {identity.vocab_size}"
     if rows and a["topk_ids"].max() >= len(a["id_table"]):
         yield "topk_ids", f"holds rank {a['topk_ids'].max()}, id_table has {len(a['id_table'])}"
+    if rows and a["topk_logprobs"].sum(1, dtype=np.int64).max() > NO_ENTRY:
+        yield "topk_logprobs", "has a row that does not fall from its most probable entry on"
     if "feature_scale" in a and not np.isfinite(a["feature_scale"]).all():
         yield "feature_scale", "holds NaN or Inf"
     if identity.features == "bf16" and ((a["features"] & 0x7F80) == 0x7F80).any():

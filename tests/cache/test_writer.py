@@ -195,6 +195,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_commit(tmp_path, monkeypatch
         ({"tokens": np.full(10, -1)}, "tokens hold ids from -1"),
         ({"topk_ids": np.full((5, 4), 300)}, "topk_ids hold ids"),
         ({"topk_logprobs": np.full((5, 4), np.nan, np.float32)}, "NaN or Inf"),
+        ({"topk_logprobs": np.log(np.full((5, 4), (0.3, 0.1, 0.2, 0.1), np.float32))}, "does not fall"),
         ({"row_index": np.arange(5)}, "row_index: has a row whose next token is not supervised"),
         ({"topk_ids": np.zeros((5, 3), int), "topk_logprobs": np.zeros((5, 3), np.float32)}, "topk_ids: shape"),
     ],
