@@ -97,12 +97,12 @@ def _resolve(kind: str, value: str) -> str:
 def default_run_directory(kind: str) -> Path:
     """`runs/KIND-DATE-TIME`, for a run that was not told where to go; made here, so that no other run takes it too."""
     name = f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
-    for number in itertools.count():
-        path = Path("runs") / (name if number == 0 else f"{name}-{number}")
+    names = (name if n == 0 else f"{name}-{n}" for n in itertools.count())
+    while True:
+        path = Path("runs") / next(names)
         with contextlib.suppress(FileExistsError):
             path.mkdir(parents=True)
             return path
-    raise AssertionError
 
 
 def newest(pattern: str, what: str, flag: str) -> Path:

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from specauf import __version__
 
-_PACKAGES = ("torch", "lightning", "transformers", "zarr", "zarrs", "numcodecs", "jsonargparse", "torchmetrics")
+_PACKAGES = ("lightning", "transformers", "zarr", "zarrs", "numcodecs", "jsonargparse", "torchmetrics")
 
 
 class SaveProvenance(SaveConfigCallback):
@@ -59,7 +59,7 @@ class SaveProvenance(SaveConfigCallback):
 
 def _versions() -> dict[str, str]:
     # torch's own says which build it is (+cu132), which PyPI's metadata leaves out.
-    return {name: metadata.version(name) for name in _PACKAGES} | {"torch": str(torch.__version__)}
+    return {"torch": str(torch.__version__), **{name: metadata.version(name) for name in _PACKAGES}}
 
 
 def _git_commit() -> str | None:
