@@ -5,24 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from specauf.drafters import ContextMemory, DFlashDrafter, DrafterConfig
+from specauf.drafters import ContextMemory
 from specauf.export import export_zlab
-from specauf.targets import default_taps, load_target, resolve_target
-from tests.drafters.test_kinds import learn
-from tests.drafters.tiny import MASK, batch_of, document, tiny_dflash, tiny_target, vocabulary_of
+from tests.drafters.tiny import MASK, tiny_dflash, tiny_target, vocabulary_of
 from tests.interop.environments import run_in
-from tests.interop.test_exports import compare_decoding
+from tests.interop.readers import compare_decoding, decode_with_zlab
 
 pytestmark = pytest.mark.slow
-BLOCK, NEW = 8, 20
-# Beginnings that SmolLM2 continues in sixteen different ways.
-BEGINNINGS = (
-    "Write a Python function that adds two numbers.", "Name three colours.", "What is the capital of France?",
-    "Count from one to ten.", "Explain what a list is in Python.", "Tell me a short story about a cat.",
-    "How do I boil an egg?", "Sort these numbers: 3, 1, 2.", "Write a haiku.", "What is 12 times 12?",
-    "Translate 'good morning' to Spanish.", "List the days of the week.", "What does HTTP stand for?",
-    "Write a SQL query that selects all users.", "Give me a recipe for pancakes.", "Why is the sky blue?",
-)  # fmt: skip
 
 
 def test_our_weights_give_zlabs_hidden_states(tmp_path: Path):
@@ -48,23 +37,8 @@ def test_our_weights_give_zlabs_hidden_states(tmp_path: Path):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_zlabs_generate_decodes_smollm2_as_ours_does_token_for_token_and_cycle_for_cycle(tmp_path: Path):
-    torch.manual_seed(0)
-    target, tokenizer = load_target(resolve_target("smollm2-135m"))
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
-        )
-        for text in BEGINNINGS
-    ]
-    vocabulary = vocabulary_of(target)
-    taps = default_taps(target.config.num_hidden_layers)
-    settings = {"taps": taps, "mask_token_id": 16, "block_size": BLOCK, "num_hidden_layers": 1}
-    drafter = DFlashDrafter(DrafterConfig.from_target(target.config.to_dict(), **settings))
-    # It knows half of the answers, more or less: blocks are accepted whole, in part, and not at all.
-    known = [document(target, 0, NEW, taps=taps, ids=torch.tensor(prompt)) for prompt in prompts[::2]]
-    starts = [range(len(p), len(d.tokens) - 1, 3) for p, d in zip(prompts[::2], known, strict=True)]
-    learn(drafter, vocabulary, batch_of(known, [list(s) for s in starts], BLOCK), steps=30, rate=2e-3)
+def test_zlabs_generate_decodes_smollm2_as_ours_does_token_for_token_and_cycle_for_cycle(taught, tmp_path: Path):
+    drafter, task = taught
     export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
-    cycles = compare_decoding(drafter, tmp_path / "zlab", "smollm2-135m", prompts, NEW, tmp_path)
-    assert cycles > 50
+    theirs = decode_with_zlab(task, "smollm2-135m", tmp_path / "zlab", tmp_path)
+    assert compare_decoding(task, drafter, theirs) > 50

@@ -1,4 +1,4 @@
-"""Exports of a SmolLM2 drafter in z-lab's and speculators' packages, on HumanEval.
+"""Exports of a SmolLM2 drafter in z-lab's package, vLLM and speculators, on HumanEval.
 
 SPECAUF_DRAFTER names a trained run (by default the demo's); SPECAUF_PROMPTS shortens the run.
 """
@@ -15,19 +15,14 @@ from specauf.drafters import DFlashDrafter, DrafterConfig, TargetVocabulary
 from specauf.evaluation.benchmarks import load_benchmark
 from specauf.evaluation.run import encode
 from specauf.export import TargetFacts, export_speculators, export_zlab
-from specauf.targets import load_target, mask_token_id, resolve_target
+from specauf.targets import mask_token_id, resolve_target
 from tests.interop.environments import run_in
-from tests.interop.test_exports import compare_decoding
+from tests.interop.readers import Task, compare_decoding, decode_with_vllm, decode_with_zlab
 
 pytestmark = pytest.mark.slow
-NAME, NEW = "smollm2-135m", 40
+NAME = "smollm2-135m"
 PROMPTS = int(os.environ.get("SPECAUF_PROMPTS", "32"))
 TRAINED = Path(os.environ.get("SPECAUF_DRAFTER", "runs/demo/auf"))
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    return load_target(resolve_target(NAME))
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +37,27 @@ def drafter(smollm2):
     return DFlashDrafter(DrafterConfig.from_target(target.config.to_dict(), taps=about.taps, mask_token_id=mask)).eval()
 
 
-def test_zlabs_package_decodes_humaneval_as_we_do(smollm2, drafter, tmp_path):
+@pytest.fixture(scope="module")
+def task(smollm2) -> Task:
     prompts = [encode(smollm2[1], p.text)[0].tolist() for p in load_benchmark("humaneval", PROMPTS)]
-    export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
-    cycles = compare_decoding(drafter, tmp_path / "zlab", NAME, prompts, NEW, tmp_path, torch.get_num_threads())
-    print(f"{len(prompts)} prompts, {cycles} cycles of whole blocks: same tokens, same accepted lengths")
+    return Task(smollm2[0], prompts, new=40)
+
+
+def told(task: Task, cycles: int) -> None:
+    print(f"{len(task.prompts)} prompts, {cycles} cycles of whole blocks: same tokens, same accepted lengths")
     assert cycles > PROMPTS
+
+
+def test_zlabs_package_decodes_humaneval_as_we_do(task, drafter, tmp_path):
+    export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
+    theirs = decode_with_zlab(task, NAME, tmp_path / "zlab", tmp_path, torch.get_num_threads())
+    told(task, compare_decoding(task, drafter, theirs))
+
+
+def test_vllm_decodes_humaneval_as_we_do(task, smollm2_directory, drafter, tmp_path):
+    export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
+    theirs = decode_with_vllm(task, smollm2_directory, tmp_path / "zlab", tmp_path, drafter.config.slots)
+    told(task, compare_decoding(task, drafter, theirs))
 
 
 def test_speculators_gives_our_logits(smollm2, drafter, tmp_path):

@@ -1,0 +1,59 @@
+"""SmolLM2, and a drafter of it that knows half of what it will be asked."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specauf.drafters import DFlashDrafter, DrafterConfig
+from specauf.targets import default_taps, load_target, resolve_target
+from tests.drafters.test_kinds import learn
+from tests.drafters.tiny import batch_of, document, vocabulary_of
+from tests.interop.readers import Task
+
+# Beginnings that SmolLM2 continues in sixteen different ways.
+BEGINNINGS = (
+    "Write a Python function that adds two numbers.", "Name three colours.", "What is the capital of France?",
+    "Count from one to ten.", "Explain what a list is in Python.", "Tell me a short story about a cat.",
+    "How do I boil an egg?", "Sort these numbers: 3, 1, 2.", "Write a haiku.", "What is 12 times 12?",
+    "Translate 'good morning' to Spanish.", "List the days of the week.", "What does HTTP stand for?",
+    "Write a SQL query that selects all users.", "Give me a recipe for pancakes.", "Why is the sky blue?",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="package")
+def smollm2() -> tuple[Any, Any]:
+    """Target and tokenizer."""
+    return load_target(resolve_target("smollm2-135m"))
+
+
+@pytest.fixture(scope="package")
+def smollm2_directory(smollm2, tmp_path_factory) -> Path:
+    """SmolLM2 as a server loads it, in fp32."""
+    folder = tmp_path_factory.mktemp("target") / "SmolLM2-135M-Instruct"
+    for part in smollm2:
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="package")
+def taught(smollm2) -> tuple[DFlashDrafter, Task]:
+    """A drafter that knows half of the answers, more or less: blocks are accepted whole, in part, and not at all."""
+    torch.manual_seed(0)
+    target, tokenizer = smollm2
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in BEGINNINGS
+    ]
+    task = Task(target, prompts, new=20)
+    taps = default_taps(target.config.num_hidden_layers)
+    settings = {"taps": taps, "mask_token_id": 16, "block_size": 8, "num_hidden_layers": 1}
+    drafter = DFlashDrafter(DrafterConfig.from_target(target.config.to_dict(), **settings))
+    known = [document(target, 0, task.new, taps=taps, ids=torch.tensor(prompt)) for prompt in prompts[::2]]
+    starts = [range(len(p), len(d.tokens) - 1, 3) for p, d in zip(prompts[::2], known, strict=True)]
+    batch = batch_of(known, [list(s) for s in starts], settings["block_size"])
+    learn(drafter, vocabulary_of(target), batch, steps=30, rate=2e-3)
+    return drafter, task

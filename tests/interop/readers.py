@@ -1,0 +1,82 @@
+"""Decoding with the programs that people load drafters with, and comparing what they do with what we do."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specauf.decoding import speculative_generate
+from specauf.drafters import Drafter
+from tests.interop.environments import run_in
+
+Answers = list[dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all decode greedily.
+
+    Attributes:
+        model: the target, in fp32: in half precision two drafted tokens may tie.
+        prompts: token ids.
+        new: most tokens an answer may have.
+    """
+
+    model: Any
+    prompts: Sequence[Sequence[int]]
+    new: int
+
+    @property
+    def stops(self) -> list[int]:
+        """Tokens that end an answer."""
+        eos = self.model.generation_config.eos_token_id
+        return eos if isinstance(eos, list) else [eos]
+
+    def write(self, folder: Path, **more: Any) -> str:
+        """A file that the scripts read."""
+        file = folder / "task.json"
+        about = {"prompts": self.prompts, "max_new_tokens": self.new, "stops": self.stops}
+        file.write_text(json.dumps(about | more))
+        return str(file)
+
+
+def decode_with_zlab(task: Task, target: str, drafter: Path, folder: Path, threads: int = 1) -> Answers:
+    """Tokens, and those of every cycle, by z-lab's package; `target` is a name in configs/target or a YAML file."""
+    return json.loads(run_in("dflash", "dflash_decode.py", str(drafter), target, task.write(folder), str(threads)))
+
+
+def decode_with_vllm(task: Task, target: Path, drafter: Path, folder: Path, slots: int) -> Answers:
+    """Tokens, and those of every cycle, by vLLM; its first step is the prompt's pass, which drafts nothing."""
+    out = folder / "vllm.json"
+    run_in("vllm", "vllm_decode.py", str(target), str(drafter), task.write(folder, slots=slots), str(out))
+    return [a | {"produced": a["produced"][1:]} for a in json.loads(out.read_text())]
+
+
+def compare_decoding(task: Task, drafter: Drafter, theirs: Answers, block_size: int | None = None) -> int:
+    """Compare their decoding with ours, and both with no drafter at all; return the number of cycles compared.
+
+    Others draft a shorter block where fewer tokens than a block are left, ours drafts whole blocks always, so cycles
+    that start there are left out.
+    """
+    total, block = 0, block_size or drafter.config.block_size
+    assert len(theirs) == len(task.prompts)
+    for prompt, answer in zip(task.prompts, theirs, strict=True):
+        ids = torch.tensor([prompt])
+        plain = task.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=task.new, do_sample=False)
+        ours = speculative_generate(
+            task.model, drafter, ids, max_new_tokens=task.new, stop_token_ids=task.stops, block_size=block_size
+        )
+        assert answer["tokens"] == plain[0, len(prompt) :].tolist()
+        assert list(ours.tokens) == answer["tokens"]
+        counted = []
+        for produced in (answer["produced"], [a + 1 for a in ours.accepted]):
+            starts = [1 + sum(produced[:i]) for i in range(len(produced))]
+            # The cycle that the answer's end cuts short is no whole one either.
+            whole = [(s, p) for s, p in zip(starts, produced, strict=True) if s + block <= task.new]
+            counted.append([p for s, p in whole if s + p < len(answer["tokens"])])
+        assert counted[0] == counted[1]
+        total += len(counted[0])
+    return total

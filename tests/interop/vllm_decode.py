@@ -1,0 +1,45 @@
+"""Runs in the environment `vllm`: decode prompts with vLLM on a CPU, one prompt after the other, in fp32.
+
+Arguments: target directory, drafter directory in z-lab's or speculators' layout, JSON file with `prompts`,
+`max_new_tokens` and `slots`, file to write. That is a JSON list with `tokens` and `produced` (emitted tokens of every
+step, the prompt's pass first) of each prompt.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+# In one process, which is easier to end; threads that share cores with others must not be bound to them.
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import RequestOutputKind
+
+target, drafter, task, out = sys.argv[1], sys.argv[2], json.loads(Path(sys.argv[3]).read_text()), Path(sys.argv[4])
+engine = LLM(
+    target,
+    dtype="float32",
+    max_model_len=1024,
+    enforce_eager=True,
+    max_num_seqs=1,
+    speculative_config={"method": "dflash", "model": drafter, "num_speculative_tokens": task["slots"]},
+).llm_engine
+settings = SamplingParams(
+    temperature=0, max_tokens=task["max_new_tokens"], output_kind=RequestOutputKind.DELTA, stop_token_ids=task["stops"]
+)
+answers = []
+for number, prompt in enumerate(task["prompts"]):
+    engine.add_request(str(number), {"prompt_token_ids": prompt}, settings)
+    tokens, produced = [], []
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            tokens += output.outputs[0].token_ids
+            produced.append(len(output.outputs[0].token_ids))
+    answers.append({"tokens": tokens, "produced": produced})
+out.write_text(json.dumps(answers))
