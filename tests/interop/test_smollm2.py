@@ -1,4 +1,4 @@
-"""Exports of a SmolLM2 drafter in z-lab's package, vLLM and speculators, on HumanEval.
+"""Exports of a SmolLM2 drafter in z-lab's package, vLLM, llama.cpp and speculators, on HumanEval.
 
 SPECAUF_DRAFTER names a trained run (by default the demo's); SPECAUF_PROMPTS shortens the run.
 """
@@ -17,6 +17,7 @@ from specauf.evaluation.run import encode
 from specauf.export import TargetFacts, export_speculators, export_zlab
 from specauf.targets import mask_token_id, resolve_target
 from tests.interop.environments import run_in
+from tests.interop.llama_cpp import convert, decode_with_llama_cpp
 from tests.interop.readers import Task, compare_decoding, decode_with_vllm, decode_with_zlab
 
 pytestmark = pytest.mark.slow
@@ -58,6 +59,15 @@ def test_vllm_decodes_humaneval_as_we_do(task, smollm2_directory, drafter, tmp_p
     export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
     theirs = decode_with_vllm(task, smollm2_directory, tmp_path / "zlab", tmp_path, drafter.config.slots)
     told(task, compare_decoding(task, drafter, theirs))
+
+
+def test_llama_cpp_decodes_humaneval_as_we_do(task, smollm2_directory, drafter, tmp_path):
+    export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
+    target = convert(smollm2_directory, tmp_path / "target.gguf")
+    made = convert(tmp_path / "zlab", tmp_path / "drafter.gguf", "--target-model-dir", str(smollm2_directory))
+    told(
+        task, compare_decoding(task, drafter, decode_with_llama_cpp(task, target, made, tmp_path, drafter.config.slots))
+    )
 
 
 def test_speculators_gives_our_logits(smollm2, drafter, tmp_path):

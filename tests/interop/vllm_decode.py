@@ -25,7 +25,7 @@ target, drafter, task, out = sys.argv[1], sys.argv[2], json.loads(Path(sys.argv[
 engine = LLM(
     target,
     dtype="float32",
-    max_model_len=1024,
+    max_model_len=max(map(len, task["prompts"])) + task["max_new_tokens"] + task["slots"] + 1,
     enforce_eager=True,
     max_num_seqs=1,
     speculative_config={"method": "dflash", "model": drafter, "num_speculative_tokens": task["slots"]},
