@@ -1,13 +1,15 @@
-"""SmolLM2, and a drafter of it that knows half of what it will be asked."""
+"""Targets that others decode with, and a drafter of SmolLM2 that knows half of what it will be asked."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from specauf.drafters import DFlashDrafter, DrafterConfig
 from specauf.targets import default_taps, load_target, resolve_target
+from tests.builder.conftest import make_target, make_tokenizer
 from tests.drafters.test_kinds import learn
 from tests.drafters.tiny import batch_of, document, vocabulary_of
 from tests.interop.readers import Task
@@ -20,6 +22,18 @@ BEGINNINGS = (
     "Translate 'good morning' to Spanish.", "List the days of the week.", "What does HTTP stand for?",
     "Write a SQL query that selects all users.", "Give me a recipe for pancakes.", "Why is the sky blue?",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="package")
+def target_directory(tmp_path_factory) -> Path:
+    """A tiny random target with a tokenizer, and `target.yaml` that names it."""
+    folder = tmp_path_factory.mktemp("target")
+    make_target().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    # In fp32: in half precision two drafted tokens may tie.
+    about = {"target": {"name": "tiny", "model": str(folder), "dtype": "float32"}}
+    (folder / "target.yaml").write_text(yaml.safe_dump(about))
+    return folder
 
 
 @pytest.fixture(scope="package")

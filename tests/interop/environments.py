@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "dflash": Recipe(("dflash==0.1.0",)),
+    "specforge": Recipe(("specforge==0.2.0",)),
     "speculators": Recipe(
         ("speculators==0.9.0", "hs-connectors==0.9.0"), ("pydantic-settings", "loguru", "openai", "httpx")
     ),

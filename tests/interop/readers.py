@@ -43,9 +43,10 @@ class Task:
         return str(file)
 
 
-def decode_with_zlab(task: Task, target: str, drafter: Path, folder: Path, threads: int = 1) -> Answers:
-    """Tokens, and those of every cycle, by z-lab's package; `target` is a name in configs/target or a YAML file."""
-    return json.loads(run_in("dflash", "dflash_decode.py", str(drafter), target, task.write(folder), str(threads)))
+def decode_with(package: str, task: Task, target: str, drafter: Path, folder: Path, threads: int = 1) -> Answers:
+    """Tokens, and those of every cycle, by `dflash` or `specforge`; `target` is a name in configs/target or a file."""
+    words = (str(drafter), target, task.write(folder), str(threads))
+    return json.loads(run_in(package, f"{package}_decode.py", *words))
 
 
 def decode_with_vllm(task: Task, target: Path, drafter: Path, folder: Path, slots: int) -> Answers:

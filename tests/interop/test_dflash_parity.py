@@ -9,16 +9,17 @@ from specauf.drafters import ContextMemory
 from specauf.export import export_zlab
 from tests.drafters.tiny import MASK, tiny_dflash, tiny_target, vocabulary_of
 from tests.interop.environments import run_in
-from tests.interop.readers import compare_decoding, decode_with_zlab
+from tests.interop.readers import compare_decoding, decode_with
 
 pytestmark = pytest.mark.slow
 
 
-def test_our_weights_give_zlabs_hidden_states(tmp_path: Path):
+def export_with_cases(folder: Path) -> list[torch.Tensor]:
+    """Write a drafter (`zlab`) and blocks to run it on (`cases.pt`); returns our hidden states of the drafted slots."""
     torch.manual_seed(0)
     target = tiny_target()
     drafter, vocabulary = tiny_dflash(target), vocabulary_of(target)
-    export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
+    export_zlab(drafter, folder / "zlab", dtype=torch.float32)
     cases, ours = [], []
     for length, block in [(1, 6), (2, 3), (7, 6), (33, 2), (64, 6), (130, 5), (257, 6)]:
         features = torch.randn(length, drafter.config.feature_dim)
@@ -31,8 +32,15 @@ def test_our_weights_give_zlabs_hidden_states(tmp_path: Path):
         with torch.no_grad():
             drafter.remember(memory, tokens[None, :-1], features[None], [length], vocabulary)
             ours.append(drafter.next_block_rows(memory, tokens[-1:], block - 1, vocabulary)[0])
-    torch.save(cases, tmp_path / "cases.pt")
-    run_in("dflash", "dflash_hidden.py", *(str(tmp_path / name) for name in ("zlab", "cases.pt", "theirs.pt")))
+    torch.save(cases, folder / "cases.pt")
+    return ours
+
+
+@pytest.mark.parametrize(("package", "more"), [("dflash", ()), ("specforge", ("sdpa",)), ("specforge", ("eager",))])
+def test_our_weights_give_the_hidden_states_of(package: str, more: tuple[str, ...], tmp_path: Path):
+    ours = export_with_cases(tmp_path)
+    files = [str(tmp_path / name) for name in ("zlab", "cases.pt", "theirs.pt")]
+    run_in(package, f"{package}_hidden.py", *files, *more)
     for found, expected in zip(ours, torch.load(tmp_path / "theirs.pt", weights_only=True), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
@@ -40,5 +48,5 @@ def test_our_weights_give_zlabs_hidden_states(tmp_path: Path):
 def test_zlabs_generate_decodes_smollm2_as_ours_does_token_for_token_and_cycle_for_cycle(taught, tmp_path: Path):
     drafter, task = taught
     export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
-    theirs = decode_with_zlab(task, "smollm2-135m", tmp_path / "zlab", tmp_path)
+    theirs = decode_with("dflash", task, "smollm2-135m", tmp_path / "zlab", tmp_path)
     assert compare_decoding(task, drafter, theirs) > 50

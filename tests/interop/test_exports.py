@@ -5,28 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from specauf.drafters import TargetVocabulary
 from specauf.export import TargetFacts, export_speculators, export_zlab
 from specauf.targets import load_target, resolve_target
-from tests.builder.conftest import make_target, make_tokenizer
+from tests.builder.conftest import make_target
 from tests.drafters.tiny import tiny_dflash
 from tests.interop.environments import run_in
-from tests.interop.readers import Task, compare_decoding, decode_with_zlab
+from tests.interop.readers import Task, compare_decoding, decode_with
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def target_directory(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("target")
-    make_target().save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    # In fp32: in half precision two drafted tokens may tie.
-    about = {"target": {"name": "tiny", "model": str(folder), "dtype": "float32"}}
-    (folder / "target.yaml").write_text(yaml.safe_dump(about))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +34,7 @@ def test_zlab_package_decodes_an_export_cycle_for_cycle(drafter, zlab, target_di
     prompts = torch.randint(0, 256, (4, 9), generator=torch.Generator().manual_seed(1)).tolist()
     name = str(target_directory / "target.yaml")
     task = Task(load_target(resolve_target(name))[0], prompts, new=40)
-    assert compare_decoding(task, drafter, decode_with_zlab(task, name, zlab, tmp_path)) > 20
+    assert compare_decoding(task, drafter, decode_with("dflash", task, name, zlab, tmp_path)) > 20
 
 
 def test_speculators_package_gives_our_logits(drafter, zlab, tmp_path):

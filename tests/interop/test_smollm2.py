@@ -18,7 +18,7 @@ from specauf.export import TargetFacts, export_speculators, export_zlab
 from specauf.targets import mask_token_id, resolve_target
 from tests.interop.environments import run_in
 from tests.interop.llama_cpp import convert, decode_with_llama_cpp
-from tests.interop.readers import Task, compare_decoding, decode_with_vllm, decode_with_zlab
+from tests.interop.readers import Task, compare_decoding, decode_with, decode_with_vllm
 
 pytestmark = pytest.mark.slow
 NAME = "smollm2-135m"
@@ -51,7 +51,7 @@ def told(task: Task, cycles: int) -> None:
 
 def test_zlabs_package_decodes_humaneval_as_we_do(task, drafter, tmp_path):
     export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
-    theirs = decode_with_zlab(task, NAME, tmp_path / "zlab", tmp_path, torch.get_num_threads())
+    theirs = decode_with("dflash", task, NAME, tmp_path / "zlab", tmp_path, torch.get_num_threads())
     told(task, compare_decoding(task, drafter, theirs))
 
 
