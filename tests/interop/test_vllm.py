@@ -1,11 +1,17 @@
 """Exports in both layouts in vLLM, which here runs on a CPU."""
 
+from typing import Any
+
 import pytest
 import torch
+import transformers
 
-from specauf.drafters import TargetVocabulary
+from specauf.drafters import DFlashDrafter, DrafterConfig, TargetVocabulary
 from specauf.export import TargetFacts, export_speculators, export_zlab
-from tests.interop.readers import compare_decoding, decode_with_vllm
+from tests.builder.conftest import make_tokenizer
+from tests.drafters.test_kinds import learn
+from tests.drafters.tiny import batch_of, document, vocabulary_of
+from tests.interop.readers import Task, compare_decoding, decode_with_vllm
 
 pytestmark = pytest.mark.slow
 
@@ -25,3 +31,44 @@ def test_vllm_decodes_smollm2_as_ours_does_token_for_token_and_cycle_for_cycle(
         export_speculators(drafter, out, target=facts, dtype=torch.float32)
     theirs = decode_with_vllm(task, smollm2_directory, out, tmp_path, slots)
     assert compare_decoding(task, drafter, theirs, block_size=slots + 1) > 50
+
+
+# Heads of 32 are the narrowest that vLLM's attention takes on a CPU.
+SHAPE: dict[str, Any] = {
+    "vocab_size": 270, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 512, "initializer_range": 0.3, "bos_token_id": None,
+    "eos_token_id": 269,
+}  # fmt: skip
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("Qwen3", {"head_dim": 64, "tie_word_embeddings": True}),
+        ("Qwen2", {}),
+        ("Mistral", {"sliding_window": None}),
+        ("Llama", {"rope_parameters": LLAMA3_ROPE}),
+    ],
+)
+def test_vllm_decodes_targets_of_other_families_as_ours_does(tmp_path, family: str, changes: dict[str, Any]):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**SHAPE | changes)
+    target = getattr(transformers, f"{family}ForCausalLM")(config).eval().requires_grad_(False)
+    for part in (target, make_tokenizer()):
+        part.save_pretrained(tmp_path / "target")
+    task = Task(target, torch.randint(0, 256, (8, 9)).tolist(), new=24)
+    taps = (1, 3, 4)
+    settings = {"taps": taps, "mask_token_id": 258, "block_size": 6, "num_hidden_layers": 2}
+    drafter = DFlashDrafter(DrafterConfig.from_target(config.to_dict(), **settings))
+    # It knows half of the answers: blocks are accepted whole, in part, and not at all.
+    known = [document(target, 0, task.new, taps=taps, ids=torch.tensor(prompt)) for prompt in task.prompts[::2]]
+    starts = [list(range(9, len(d.tokens) - 1, 3)) for d in known]
+    learn(drafter, vocabulary_of(target), batch_of(known, starts, 6), steps=80, rate=3e-3)
+    export_zlab(drafter, tmp_path / "drafter", dtype=torch.float32, target=TargetFacts.from_file(tmp_path / "target"))
+    theirs = decode_with_vllm(task, tmp_path / "target", tmp_path / "drafter", tmp_path, slots=5)
+    assert max(n for answer in theirs for n in answer["produced"]) == 6
+    assert compare_decoding(task, drafter, theirs) > 20
