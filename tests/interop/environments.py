@@ -26,6 +26,8 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "dflash": Recipe(("dflash==0.1.0",)),
+    # The half of it for MLX, of the versions it names; on Linux MLX computes on the CPU.
+    "dflash_mlx": Recipe(("dflash==0.1.0", "mlx-lm==0.31.3"), ("mlx[cpu]==0.32.0",)),
     "specforge": Recipe(("specforge==0.2.0",)),
     "speculators": Recipe(
         ("speculators==0.9.0", "hs-connectors==0.9.0"), ("pydantic-settings", "loguru", "openai", "httpx")

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from specauf.decoding import speculative_generate
-from specauf.drafters import Drafter
+from specauf.drafters import DFlashDrafter, Drafter, DrafterConfig
+from tests.drafters.test_kinds import learn
+from tests.drafters.tiny import batch_of, document, vocabulary_of
 from tests.interop.environments import run_in
 
 Answers = list[dict[str, list[int]]]
@@ -43,8 +45,26 @@ class Task:
         return str(file)
 
 
+def teach(
+    target: Any, prompts: Sequence[Sequence[int]], known: int, *, steps: int, rate: float, **shape: Any
+) -> DFlashDrafter:
+    """A drafter of two layers that has learnt the first tokens of the target's answers to some prompts by heart.
+
+    It accepts whole blocks there, a part of the block in which its knowledge ends, and next to nothing anywhere else.
+    """
+    drafter = DFlashDrafter(DrafterConfig.from_target(target.config.to_dict(), num_hidden_layers=2, **shape))
+    answers = [document(target, 0, known, taps=shape["taps"], ids=torch.tensor(ids)) for ids in prompts]
+    anchors = [list(range(len(ids), len(d.tokens) - 1, 2)) for ids, d in zip(prompts, answers, strict=True)]
+    learn(drafter, vocabulary_of(target), batch_of(answers, anchors, shape["block_size"]), steps=steps, rate=rate)
+    return drafter
+
+
 def decode_with(package: str, task: Task, target: str, drafter: Path, folder: Path, threads: int = 1) -> Answers:
-    """Tokens, and those of every cycle, by `dflash` or `specforge`; `target` is a name in configs/target or a file."""
+    """Tokens, and those of every cycle, by `dflash`, `dflash_mlx` or `specforge`.
+
+    Args:
+        target: a name in configs/target, or a YAML file; for MLX one whose target is a directory.
+    """
     words = (str(drafter), target, task.write(folder), str(threads))
     return json.loads(run_in(package, f"{package}_decode.py", *words))
 
@@ -56,13 +76,13 @@ def decode_with_vllm(task: Task, target: Path, drafter: Path, folder: Path, slot
     return [a | {"produced": a["produced"][1:]} for a in json.loads(out.read_text())]
 
 
-def compare_decoding(task: Task, drafter: Drafter, theirs: Answers, block_size: int | None = None) -> int:
-    """Compare their decoding with ours, and both with no drafter at all; return the number of cycles compared.
+def compare_decoding(task: Task, drafter: Drafter, theirs: Answers, block_size: int | None = None) -> list[int]:
+    """Compare their decoding with ours, and both with no drafter at all; return what each compared cycle emitted.
 
     Others draft a shorter block where fewer tokens than a block are left, ours drafts whole blocks always, so cycles
     that start there are left out.
     """
-    total, block = 0, block_size or drafter.config.block_size
+    lengths, block = [], block_size or drafter.config.block_size
     assert len(theirs) == len(task.prompts)
     for prompt, answer in zip(task.prompts, theirs, strict=True):
         ids = torch.tensor([prompt])
@@ -79,5 +99,5 @@ def compare_decoding(task: Task, drafter: Drafter, theirs: Answers, block_size: 
             whole = [(s, p) for s, p in zip(starts, produced, strict=True) if s + block <= task.new]
             counted.append([p for s, p in whole if s + p < len(answer["tokens"])])
         assert counted[0] == counted[1]
-        total += len(counted[0])
-    return total
+        lengths += counted[0]
+    return lengths

@@ -1,15 +1,18 @@
 """Our DFlash against z-lab's own package: the same hidden states, and the same decoding of SmolLM2."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from specauf.drafters import ContextMemory
 from specauf.export import export_zlab
-from tests.drafters.tiny import MASK, tiny_dflash, tiny_target, vocabulary_of
+from tests.builder.conftest import make_tokenizer
+from tests.drafters.tiny import BLOCK, MASK, TAPS, prompt, tiny_dflash, tiny_target, vocabulary_of
 from tests.interop.environments import run_in
-from tests.interop.readers import compare_decoding, decode_with
+from tests.interop.readers import Task, compare_decoding, decode_with, teach
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +39,9 @@ def export_with_cases(folder: Path) -> list[torch.Tensor]:
     return ours
 
 
-@pytest.mark.parametrize(("package", "more"), [("dflash", ()), ("specforge", ("sdpa",)), ("specforge", ("eager",))])
+@pytest.mark.parametrize(
+    ("package", "more"), [("dflash", ()), ("dflash_mlx", ()), ("specforge", ("sdpa",)), ("specforge", ("eager",))]
+)
 def test_our_weights_give_the_hidden_states_of(package: str, more: tuple[str, ...], tmp_path: Path):
     ours = export_with_cases(tmp_path)
     files = [str(tmp_path / name) for name in ("zlab", "cases.pt", "theirs.pt")]
@@ -45,8 +50,46 @@ def test_our_weights_give_the_hidden_states_of(package: str, more: tuple[str, ..
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_zlabs_generate_decodes_smollm2_as_ours_does_token_for_token_and_cycle_for_cycle(taught, tmp_path: Path):
-    drafter, task = taught
+# Environments of the two halves of z-lab's package: on torch and on MLX.
+HALVES = ("dflash", "dflash_mlx")
+
+
+def named(target: Any, tokenizer: Any, folder: Path) -> str:
+    """The target in a directory, in fp32; returns the file that names it."""
+    for part in (target, tokenizer):
+        part.save_pretrained(folder / "target")
+    about = {"target": {"name": "saved", "model": str(folder / "target"), "dtype": "float32"}}
+    (folder / "target.yaml").write_text(yaml.safe_dump(about))
+    return str(folder / "target.yaml")
+
+
+@pytest.mark.parametrize("package", HALVES)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_zlabs_loop_decodes_tiny_targets_as_ours_does_token_for_token_and_cycle_for_cycle(
+    family: str, package: str, tmp_path: Path
+):
+    torch.manual_seed(0)
+    target = tiny_target(family)
+    task = Task(target, [prompt(length, seed=length).tolist() for length in range(1, 9)], new=40)
+    drafter = teach(
+        target, task.prompts[::2], 22, taps=TAPS, mask_token_id=MASK, block_size=BLOCK, steps=150, rate=5e-3
+    )
     export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
-    theirs = decode_with("dflash", task, "smollm2-135m", tmp_path / "zlab", tmp_path)
-    assert compare_decoding(task, drafter, theirs) > 50
+    theirs = decode_with(package, task, named(target, make_tokenizer(), tmp_path), tmp_path / "zlab", tmp_path)
+    lengths = compare_decoding(task, drafter, theirs)
+    assert len(lengths) > 50
+    assert {1, BLOCK} < set(lengths)
+
+
+# On a CPU, MLX takes more than a second for a cycle.
+@pytest.mark.parametrize(("package", "number"), [("dflash", 16), ("dflash_mlx", 3)])
+def test_zlabs_loop_decodes_smollm2_as_ours_does_token_for_token_and_cycle_for_cycle(
+    taught, smollm2, package: str, number: int, tmp_path: Path
+):
+    drafter, task = taught
+    task = Task(task.model, task.prompts[:number], task.new)
+    export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
+    theirs = decode_with(package, task, named(*smollm2, tmp_path), tmp_path / "zlab", tmp_path)
+    lengths = compare_decoding(task, drafter, theirs)
+    assert len(lengths) > 5 * number
+    assert {1, 8} < set(lengths)

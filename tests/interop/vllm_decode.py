@@ -18,9 +18,23 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
+import torch
 from vllm import LLM, SamplingParams
+from vllm.model_executor.models.qwen3_dflash import DFlashQwen3Model
 from vllm.sampling_params import RequestOutputKind
 
+
+def normalize_context_k(self: DFlashQwen3Model, keys: torch.Tensor) -> torch.Tensor:
+    """RMSNorm of keys [layers, tokens, heads, head_dim] with each layer's own weight.
+
+    vLLM calls its `rms_norm` with the weights of all layers. Its CUDA kernel knows that; its CPU kernel gives every
+    layer the first one's, and drafters of several layers lose acceptance.
+    """
+    scale = torch.rsqrt(keys.pow(2).mean(-1, keepdim=True) + self._rms_norm_eps)
+    return keys * scale * self._k_norm_weights[:, None, None]
+
+
+DFlashQwen3Model._normalize_context_k = normalize_context_k
 target, drafter, task, out = sys.argv[1], sys.argv[2], json.loads(Path(sys.argv[3]).read_text()), Path(sys.argv[4])
 engine = LLM(
     target,
