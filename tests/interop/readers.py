@@ -76,6 +76,13 @@ def decode_with_vllm(task: Task, target: Path, drafter: Path, folder: Path, slot
     return [a | {"produced": a["produced"][1:]} for a in json.loads(out.read_text())]
 
 
+def decode_with_sglang(task: Task, target: Path, drafter: Path, folder: Path, slots: int) -> Answers:
+    """Tokens, and those of every cycle, by SGLang on a CPU; for what it wants of a target see `rounded`."""
+    out = folder / "sglang.json"
+    run_in("sglang", "sglang_decode.py", str(target), str(drafter), task.write(folder, slots=slots), str(out))
+    return json.loads(out.read_text())
+
+
 def compare_decoding(task: Task, drafter: Drafter, theirs: Answers, block_size: int | None = None) -> list[int]:
     """Compare their decoding with ours, and both with no drafter at all; return what each compared cycle emitted.
 

@@ -1,10 +1,11 @@
-"""Exports of a SmolLM2 drafter in z-lab's package, vLLM, llama.cpp and speculators, on HumanEval.
+"""Exports of a SmolLM2 drafter in z-lab's package, vLLM, SGLang, llama.cpp and speculators, on HumanEval.
 
 SPECAUF_DRAFTER names a trained run (by default the demo's); SPECAUF_PROMPTS shortens the run.
 """
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from specauf.export import TargetFacts, export_speculators, export_zlab
 from specauf.targets import mask_token_id, resolve_target
 from tests.interop.environments import run_in
 from tests.interop.llama_cpp import convert, decode_with_llama_cpp
-from tests.interop.readers import Task, compare_decoding, decode_with, decode_with_vllm
+from tests.interop.readers import Task, compare_decoding, decode_with, decode_with_sglang, decode_with_vllm
 
 pytestmark = pytest.mark.slow
 NAME = "smollm2-135m"
@@ -59,6 +60,14 @@ def test_zlabs_package_decodes_humaneval_as_we_do(task, drafter, tmp_path):
 def test_vllm_decodes_humaneval_as_we_do(task, smollm2_directory, drafter, tmp_path):
     export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
     theirs = decode_with_vllm(task, smollm2_directory, tmp_path / "zlab", tmp_path, drafter.config.slots)
+    told(task, compare_decoding(task, drafter, theirs))
+
+
+def test_sglang_decodes_humaneval_as_we_do(task, rounded, drafter, tmp_path):
+    target, directory = rounded
+    task = replace(task, model=target)
+    export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
+    theirs = decode_with_sglang(task, directory, tmp_path / "zlab", tmp_path, drafter.config.slots)
     told(task, compare_decoding(task, drafter, theirs))
 
 
