@@ -47,7 +47,9 @@ def card(layout: Layout, name: str, config: dict[str, Any], about: About) -> str
     header = ["---", f"license: {about.license or 'unknown'}"]
     if about.target_on_hub and about.target:
         header += ["base_model:", f"- {about.target}"]
-    header += ["tags:", "- speculative-decoding", "- dflash", "- specauf", "---"]
+    domino = config.get("dflash_config", {}).get("projector_type") == "domino"
+    kind = "Domino" if domino else "DFlash"
+    header += ["tags:", "- speculative-decoding", f"- {kind.lower()}", "- specauf", "---"]
     measured = about.measured or ("Not measured. `specauf evaluate RUN --target TARGET` measures it.",)
     facts = {
         "Target": about.target or "not recorded",
@@ -65,7 +67,7 @@ def card(layout: Layout, name: str, config: dict[str, Any], about: About) -> str
         "",
         f"# {name}",
         "",
-        f"A DFlash block drafter for speculative decoding{f' of {about.target}' if about.target else ''}, {origin}. It "
+        f"A {kind} block drafter for speculative decoding{f' of {about.target}' if about.target else ''}, {origin}. It "
         "changes how fast the target decodes, not what it says.",
         "",
         *(f"- {key}: {value}" for key, value in facts.items()),
@@ -93,8 +95,19 @@ def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
     slots = config["block_size"] - 1
     spec = json.dumps({"method": "dflash", "model": here, "num_speculative_tokens": slots})
     vllm = ["vLLM:", "", "```bash", f"vllm serve {target} --speculative-config '{spec}'", "```", ""]
+    sglang = [
+        "SGLang:",
+        "",
+        "```bash",
+        f"python -m sglang.launch_server --model-path {target} --speculative-algorithm DFLASH \\",
+        f"  --speculative-draft-model-path {here} --speculative-num-draft-tokens {config['block_size']}",
+        "```",
+    ]
     if layout == "speculators":
         return vllm
+    if config["dflash_config"].get("projector_type") == "domino":
+        # By default it corrects only the 2,048 tokens that the base finds most probable.
+        return [*sglang[:-2], f"{sglang[-2]} \\", "  --speculative-domino-candidate-pool-size 0", sglang[-1]]
     return [
         "z-lab's package (`pip install dflash`):",
         "",
@@ -115,12 +128,7 @@ def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
         "```",
         "",
         *vllm,
-        "SGLang:",
-        "",
-        "```bash",
-        f"python -m sglang.launch_server --model-path {target} --speculative-algorithm DFLASH \\",
-        f"  --speculative-draft-model-path {here} --speculative-num-draft-tokens {config['block_size']}",
-        "```",
+        *sglang,
         "",
         "llama.cpp (`TARGET_DIR`: the target's Hugging Face directory; `target.gguf`: the target converted):",
         "",

@@ -76,6 +76,8 @@ def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
         yield Problem("num_target_layers", found, "the same in both", "SGLang reads the inner one, z-lab the other")
     if not isinstance(depth, int):
         yield Problem("num_target_layers", depth or _MISSING, "the target's depth", "z-lab's and SGLang's loaders fail")
+    if inner.get("projector_type") is not None:
+        yield from _domino(inner)
     yield from _body(raw, "")
     yield from _block(raw.get("block_size"), inner.get("mask_token_id"), raw.get("vocab_size"))
     taps = inner.get("target_layer_ids")
@@ -138,16 +140,32 @@ def _same(found: Any, wanted: Any) -> bool:
     return bool(found == wanted)
 
 
+def _domino(inner: dict[str, Any]) -> Iterator[Problem]:
+    """Fields of Domino's head, which SGLang reads."""
+    expected = {"projector_type": "domino", "shift_label": False, "pure_draft_prefix_len": 1}
+    for name, value in expected.items():
+        found = inner.get(name)
+        if type(found) is not type(value) or found != value:
+            why = "SGLang refuses it, or drafts other tokens than were trained"
+            yield Problem(f"dflash_config.{name}", _MISSING if found is None else found, value, why)
+    for name in ("gru_hidden_dim", "emb_dim"):
+        if type(inner.get(name)) is not int or inner[name] < 1:
+            yield Problem(f"dflash_config.{name}", inner.get(name, _MISSING), "a number", "SGLang refuses it")
+
+
 def lenient(raw: dict[str, Any]) -> dict[str, Any]:
     """The config with what does not decide shapes made harmless, so that shapes can be checked all the same."""
-    inner = raw.get("dflash_config") if isinstance(raw.get("dflash_config"), dict) else {}
-    taps = (inner or {}).get("target_layer_ids") or raw.get("target_layer_ids") or []
+    given = raw.get("dflash_config")
+    inner: dict[str, Any] = given if isinstance(given, dict) else {}
+    taps = inner.get("target_layer_ids") or raw.get("target_layer_ids") or []
     sizes = {name: raw[name] for name in _SIZES if name in raw}
+    head = {name: inner[name] for name in ("projector_type", "gru_hidden_dim", "emb_dim") if name in inner}
+    harmless = {"mask_token_id": 0, "target_layer_ids": list(range(len(taps))), "pure_draft_prefix_len": 0}
     return sizes | {
         "block_size": 2,
         "num_target_layers": len(taps) + 2,
         "rope_theta": 1.0,
-        "dflash_config": {"mask_token_id": 0, "target_layer_ids": list(range(len(taps)))},
+        "dflash_config": head | harmless,
     }
 
 

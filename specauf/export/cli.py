@@ -66,7 +66,7 @@ def export_command(
         check_can_push(push_to_hub)
     facts = _facts(source, cache, target, weights=to == "speculators")
     found = read_source(source, None if facts is None else facts.num_hidden_layers)
-    servable(found.drafter)
+    servable(found.drafter, to)
     about = _about(found, source, cache, target, verifier, license)
     if to == "zlab":
         checked = export_zlab(found.drafter, out, dtype=DTYPES[dtype], target=facts, about=about)

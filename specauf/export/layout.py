@@ -3,13 +3,13 @@
 Read from z-lab/dflash 0.1.0, speculators 0.9.0, vLLM, SGLang and llama.cpp; see `docs/serving.md`.
 """
 
-from specauf.drafters import DrafterConfig
+from specauf.drafters import DominoConfig, DrafterConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def body_shapes(config: DrafterConfig) -> Shapes:
-    """The tensors that z-lab's layout holds, and no others: 11 a layer and 3.
+    """The tensors that z-lab's layout holds, and no others: 11 a layer and 3, and 4 of Domino's head.
 
     `fc` reads the taps in the order of their list, each tap's channels together.
     """
@@ -35,6 +35,14 @@ def body_shapes(config: DrafterConfig) -> Shapes:
             "mlp.down_proj": (hidden, inner),
         }
         shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+    if isinstance(config, DominoConfig):
+        state, rank = config.gru_hidden_dim, config.emb_dim
+        shapes |= {
+            "prefix_gru.weight_ih_l0": (3 * state, hidden),
+            "prefix_gru.weight_hh_l0": (3 * state, state),
+            "embed_proj.0.weight": (rank, hidden + state),
+            "embed_proj.2.weight": (config.vocab_size, rank),
+        }
     return shapes
 
 

@@ -55,7 +55,7 @@ def export_speculators(
     Raises:
         UserError: no server runs this drafter, the embedding is not known, the directory exists, or a check fails.
     """
-    ready = servable(drafter)
+    ready = servable(drafter, "speculators")
     source = vocabulary or target.vocabulary
     if source is None:
         raise UserError(

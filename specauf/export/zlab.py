@@ -1,13 +1,13 @@
-"""z-lab's layout: what z-lab's own package, SGLang, vLLM and llama.cpp's converter read."""
+"""z-lab's layout: what z-lab's own package, SGLang, vLLM and llama.cpp's converter read; Domino in it SGLang alone."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from specauf.drafters import DFlashDrafter, Drafter
+from specauf.drafters import DFlashDrafter, DominoDrafter, Drafter
 from specauf.errors import UserError
-from specauf.export.card import About, card
+from specauf.export.card import About, Layout, card
 from specauf.export.check import Checked, require_sound
 from specauf.export.directory import CARD, new_directory, read_config, write_config
 from specauf.export.facts import TargetFacts
@@ -24,7 +24,7 @@ def export_zlab(
     """Write a drafter in z-lab's layout, check what was written, and only then let it appear under its name.
 
     Args:
-        drafter: a DFlash drafter over raw features (a sketch folded in).
+        drafter: a DFlash or Domino drafter over raw features (a sketch folded in).
         directory: must not exist.
         dtype: of the stored weights.
         target: what is known of its target; checked against, and the source of Gemma's embedding scale.
@@ -36,29 +36,37 @@ def export_zlab(
     Raises:
         UserError: no server runs this drafter, the directory exists, or a check fails.
     """
-    ready = servable(drafter)
+    ready = servable(drafter, "zlab")
     with new_directory(Path(directory)) as draft:
         ready.save_pretrained(draft, dtype=dtype)
+        config = read_config(draft)
         # The target's own, over the drafter's: Gemma rounds its scale to the embedding's type, which only it knows.
-        extras = vocabulary_fields(target)
-        if extras:
-            config = read_config(draft)
-            config["dflash_config"] |= extras
-            write_config(draft, config)
+        config["dflash_config"] |= vocabulary_fields(target)
+        # SpecForge has another for Domino, which SGLang does not know: it looks at `projector_type`.
+        config["architectures"] = ["DFlashDraftModel"]
+        write_config(draft, config)
         (draft / CARD).write_text(card("zlab", Path(directory).name, read_config(draft), about or About()))
         return require_sound(draft, target)
 
 
-def servable(drafter: Drafter) -> DFlashDrafter:
-    """The drafter, if a server can run it.
+def servable(drafter: Drafter, layout: Layout) -> DFlashDrafter:
+    """The drafter, if a server can run it from this layout.
 
     Raises:
         UserError: naming what can run it instead.
     """
-    if type(drafter) is not DFlashDrafter:
+    if type(drafter) is DominoDrafter and layout == "speculators":
+        raise UserError("drafter domino: no server reads it in speculators' layout; export --to zlab, for SGLang")
+    if type(drafter) not in (DFlashDrafter, DominoDrafter):
         raise UserError(
-            f"drafter {drafter.name}: no server reads this kind, dflash expected; `specauf evaluate` and "
+            f"drafter {drafter.name}: no server reads this kind, dflash or domino expected; `specauf evaluate` and "
             "specauf.decoding decode with it"
+        )
+    assert isinstance(drafter, DFlashDrafter)
+    if isinstance(drafter, DominoDrafter) and drafter.config.pure_draft_prefix_len != 1:
+        raise UserError(
+            f"pure_draft_prefix_len: {drafter.config.pure_draft_prefix_len} found, 1 expected by SGLang; "
+            "`specauf evaluate` decodes with it, train with 1 for a server"
         )
     if not drafter.servable:
         raise UserError(

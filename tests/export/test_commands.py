@@ -283,15 +283,19 @@ def test_an_upload_sends_the_directory(run, tmp_path, monkeypatch, capsys):
     assert "uploaded https://huggingface.co/owner/name" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", [DominoSpec, MaskedSpec])
-def test_drafters_that_no_server_reads_are_refused_with_what_runs_them(cache, tmp_path, kind):
+def test_drafters_that_no_server_reads_are_refused_with_what_runs_them(cache, tmp_path):
     found = open_cache(str(cache))
-    drafter = kind(block_size=6).build(found.manifest, found.target)
-    message = rf"drafter {kind.name}: no server reads this kind, dflash expected; `specauf evaluate` .* decode with it"
-    with pytest.raises(UserError, match=message):
-        export_zlab(drafter, tmp_path / "out")
-    with pytest.raises(UserError, match=message):
-        export_speculators(drafter, tmp_path / "out", target=TargetFacts.from_cache(found, "the cache"))
+    facts = TargetFacts.from_cache(found, "the cache")
+    masked = MaskedSpec(block_size=6).build(found.manifest, found.target)
+    message = r"drafter masked: no server reads this kind, dflash or domino expected; `specauf evaluate` .* decode with"
+    for write in (export_zlab, export_speculators):
+        with pytest.raises(UserError, match=message):
+            write(masked, tmp_path / "out", target=facts)
+    domino = DominoSpec(block_size=6, pure_draft_prefix_len=2).build(found.manifest, found.target)
+    with pytest.raises(UserError, match=r"drafter domino: .* speculators' layout; export --to zlab, for SGLang"):
+        export_speculators(domino, tmp_path / "out", target=facts)
+    with pytest.raises(UserError, match=r"pure_draft_prefix_len: 2 found, 1 expected by SGLang; .* train with 1"):
+        export_zlab(domino, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

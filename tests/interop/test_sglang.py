@@ -5,7 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from specauf.drafters import DominoDrafter
+from specauf.drafters.base import greedy
 from specauf.export import export_zlab
+from tests.drafters.tiny import MASK, VOCAB, tiny_drafter, tiny_target, vocabulary_of
+from tests.interop.environments import run_in
 from tests.interop.readers import compare_decoding, decode_with_sglang
 
 pytestmark = pytest.mark.slow
@@ -21,3 +25,24 @@ def test_sglang_decodes_smollm2_as_ours_does_token_for_token_and_cycle_for_cycle
     lengths = compare_decoding(task, drafter, theirs, block_size=slots + 1)
     assert len(lengths) > 50
     assert {1, slots + 1} < set(lengths)
+
+
+def test_sglangs_rollout_drafts_the_tokens_of_a_domino_export_as_ours_does(tmp_path):
+    target = tiny_target()
+    vocabulary, drafter = vocabulary_of(target), tiny_drafter("domino", target)
+    assert isinstance(drafter, DominoDrafter)
+    torch.nn.init.normal_(drafter.embed_proj[2].weight)  # strong enough to change most drafted tokens
+    export_zlab(drafter, tmp_path / "drafter", dtype=torch.float32)
+    rows, anchors = torch.randn(40, drafter.config.slots, drafter.config.hidden_size), torch.randint(0, MASK, (40,))
+    # SGLang is given a row of the anchor's slot too, and reads past it.
+    hidden = torch.cat([torch.randn_like(rows[:, :1]), rows], 1)
+    heads = {"embedding": vocabulary.embedding.clone(), "head": vocabulary.head.clone()}
+    torch.save({"hidden": hidden, "tokens": anchors} | heads, tmp_path / "case.pt")
+    run_in("sglang", "sglang_domino.py", *(str(tmp_path / name) for name in ("drafter", "case.pt", "drafted.pt")))
+    theirs = torch.load(tmp_path / "drafted.pt", weights_only=True)
+    with torch.no_grad():
+        assert torch.equal(drafter.propose(rows, anchors, vocabulary, greedy).tokens, theirs)
+        changed = theirs != vocabulary.logits(rows).argmax(-1)
+    assert theirs.max() < VOCAB
+    assert changed[:, 1:].float().mean() > 0.5
+    assert not changed[:, 0].any()
