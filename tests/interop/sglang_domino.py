@@ -1,8 +1,8 @@
 """Runs in the environment `sglang`: what SGLang reads of a Domino export, and the tokens that its rollout drafts.
 
 Arguments: drafter directory; file with hidden states `hidden` [blocks, slots and anchor, hidden], anchors' `tokens`,
-`embedding` and `head`; file to write, with the drafted tokens. SGLang's engine runs Domino on CUDA alone; its reading of
-config.json and its rollout are plain PyTorch.
+`embedding` and `head`; file to write, with the drafted tokens. SGLang's engine runs Domino on CUDA alone; its reading
+of config.json and its rollout are plain PyTorch.
 """
 
 import sys
