@@ -36,7 +36,7 @@ def export_zlab(
     Raises:
         UserError: no server runs this drafter, the directory exists, or a check fails.
     """
-    ready = servable(drafter, "zlab")
+    ready = servable(drafter)
     with new_directory(Path(directory)) as draft:
         ready.save_pretrained(draft, dtype=dtype)
         config = read_config(draft)
@@ -49,7 +49,7 @@ def export_zlab(
         return require_sound(draft, target)
 
 
-def servable(drafter: Drafter, layout: Layout) -> DFlashDrafter:
+def servable(drafter: Drafter, layout: Layout = "zlab") -> DFlashDrafter:
     """The drafter, if a server can run it from this layout.
 
     Raises:
