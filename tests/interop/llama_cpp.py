@@ -7,6 +7,7 @@ ten minutes on two cores, once.
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+import pytest
+
 from tests.interop.environments import PLACE, python_of
 from tests.interop.readers import Answers, Task
 
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="building llama.cpp takes a C++ compiler")
 RELEASE = "0.3.36"  # llama.cpp at 0c1e57098
 
 

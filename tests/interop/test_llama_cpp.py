@@ -9,7 +9,7 @@ import torch
 from specauf.export import TargetFacts, export_zlab
 from tests.drafters.tiny import tiny_dflash
 from tests.interop.environments import run_in
-from tests.interop.llama_cpp import convert, decode_with_llama_cpp, sources
+from tests.interop.llama_cpp import convert, decode_with_llama_cpp, needs_compiler, sources
 from tests.interop.readers import compare_decoding
 
 pytestmark = pytest.mark.slow
@@ -20,6 +20,7 @@ def target(smollm2_directory, tmp_path_factory) -> Path:
     return convert(smollm2_directory, tmp_path_factory.mktemp("gguf") / "target.gguf")
 
 
+@needs_compiler
 @pytest.mark.parametrize("slots", [7, 3])
 def test_its_server_decodes_smollm2_as_ours_does_token_for_token_and_cycle_for_cycle(
     taught, target, smollm2_directory, tmp_path, slots

@@ -18,8 +18,15 @@ from specauf.evaluation.run import encode
 from specauf.export import TargetFacts, export_speculators, export_zlab
 from specauf.targets import mask_token_id, resolve_target
 from tests.interop.environments import run_in
-from tests.interop.llama_cpp import convert, decode_with_llama_cpp
-from tests.interop.readers import Task, compare_decoding, decode_with, decode_with_sglang, decode_with_vllm
+from tests.interop.llama_cpp import convert, decode_with_llama_cpp, needs_compiler
+from tests.interop.readers import (
+    Task,
+    compare_decoding,
+    decode_with,
+    decode_with_sglang,
+    decode_with_vllm,
+    needs_cpu_torch,
+)
 
 pytestmark = pytest.mark.slow
 NAME = "smollm2-135m"
@@ -57,6 +64,7 @@ def test_zlabs_package_decodes_humaneval_as_we_do(task, drafter, tmp_path):
     told(task, compare_decoding(task, drafter, theirs))
 
 
+@needs_cpu_torch
 def test_vllm_decodes_humaneval_as_we_do(task, smollm2_directory, drafter, tmp_path):
     export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
     theirs = decode_with_vllm(task, smollm2_directory, tmp_path / "zlab", tmp_path, drafter.config.slots)
@@ -71,6 +79,7 @@ def test_sglang_decodes_humaneval_as_we_do(task, rounded, drafter, tmp_path):
     told(task, compare_decoding(task, drafter, theirs))
 
 
+@needs_compiler
 def test_llama_cpp_decodes_humaneval_as_we_do(task, smollm2_directory, drafter, tmp_path):
     export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32)
     target = convert(smollm2_directory, tmp_path / "target.gguf")

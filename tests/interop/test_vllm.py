@@ -9,9 +9,9 @@ import transformers
 from specauf.drafters import TargetVocabulary
 from specauf.export import TargetFacts, export_speculators, export_zlab
 from tests.builder.conftest import make_tokenizer
-from tests.interop.readers import Task, compare_decoding, decode_with_vllm, teach
+from tests.interop.readers import Task, compare_decoding, decode_with_vllm, needs_cpu_torch, teach
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_cpu_torch]
 
 
 @pytest.mark.parametrize("layout", ["zlab", "speculators"])
