@@ -79,7 +79,7 @@ report: setup ## Markdown, HTML and plots of RUN's evaluation
 test: setup ## the fast tests, as CI runs them
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-test-slow: setup ## the fast tests and those that need SmolLM2 or minutes
+test-slow: setup ## the fast tests and those that need SmolLM2, minutes or the servers (5 GB, docs/serving.md)
 	$(BIN)/python -m pytest -q -m 'not gpu'
 
 lint: setup ## ruff and mypy
