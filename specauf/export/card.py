@@ -47,8 +47,7 @@ def card(layout: Layout, name: str, config: dict[str, Any], about: About) -> str
     header = ["---", f"license: {about.license or 'unknown'}"]
     if about.target_on_hub and about.target:
         header += ["base_model:", f"- {about.target}"]
-    domino = config.get("dflash_config", {}).get("projector_type") == "domino"
-    kind = "Domino" if domino else "DFlash"
+    kind = "Domino" if _is_domino(config) else "DFlash"
     header += ["tags:", "- speculative-decoding", f"- {kind.lower()}", "- specauf", "---"]
     measured = about.measured or ("Not measured. `specauf evaluate RUN --target TARGET` measures it.",)
     facts = {
@@ -105,8 +104,8 @@ def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
     ]
     if layout == "speculators":
         return vllm
-    if config["dflash_config"].get("projector_type") == "domino":
-        # By default it corrects only the 2,048 tokens that the base finds most probable.
+    if _is_domino(config):
+        # By default it corrects only a pool of 2,048 tokens.
         return [*sglang[:-2], f"{sglang[-2]} \\", "  --speculative-domino-candidate-pool-size 0", sglang[-1]]
     return [
         "z-lab's package (`pip install dflash`):",
@@ -137,6 +136,10 @@ def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
         f"llama-server -m target.gguf -md drafter.gguf --spec-type draft-dflash --spec-draft-n-max {slots}",
         "```",
     ]
+
+
+def _is_domino(config: dict[str, Any]) -> bool:
+    return config.get("dflash_config", {}).get("projector_type") == "domino"
 
 
 def describe_objective(loss: dict[str, Any]) -> str:
