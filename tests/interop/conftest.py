@@ -1,4 +1,4 @@
-"""Targets that others decode with, and a drafter of SmolLM2 that knows half of what it will be asked."""
+"""Targets that others decode with, and a drafter of SmolLM2 that knows the beginnings of two answers."""
 
 import copy
 from pathlib import Path
@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM
 
 from specauf.drafters import DFlashDrafter
 from specauf.targets import default_taps, load_target, resolve_target
 from tests.builder.conftest import make_target, make_tokenizer
-from tests.interop.readers import Task, teach
+from tests.interop.readers import Task, named, teach
 
 # Beginnings that SmolLM2 continues in sixteen different ways.
 BEGINNINGS = (
@@ -28,11 +27,7 @@ BEGINNINGS = (
 def target_directory(tmp_path_factory) -> Path:
     """A tiny random target with a tokenizer, and `target.yaml` that names it."""
     folder = tmp_path_factory.mktemp("target")
-    make_target().save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    # In fp32: in half precision two drafted tokens may tie.
-    about = {"target": {"name": "tiny", "model": str(folder), "dtype": "float32"}}
-    (folder / "target.yaml").write_text(yaml.safe_dump(about))
+    named(make_target(), make_tokenizer(), folder)
     return folder
 
 

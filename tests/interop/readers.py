@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from specauf.decoding import speculative_generate
 from specauf.drafters import DFlashDrafter, Drafter, DrafterConfig
@@ -46,6 +47,15 @@ class Task:
         about = {"prompts": self.prompts, "max_new_tokens": self.new, "stops": self.stops}
         file.write_text(json.dumps(about | more))
         return str(file)
+
+
+def named(target: Any, tokenizer: Any, folder: Path) -> str:
+    """Write the target to a directory and a file that names it, in fp32; returns the file."""
+    for part in (target, tokenizer):
+        part.save_pretrained(folder / "target")
+    about = {"target": {"name": "saved", "model": str(folder / "target"), "dtype": "float32"}}
+    (folder / "target.yaml").write_text(yaml.safe_dump(about))
+    return str(folder / "target.yaml")
 
 
 def teach(

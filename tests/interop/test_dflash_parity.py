@@ -1,18 +1,16 @@
 """Our DFlash against z-lab's own package: the same hidden states, and the same decoding of SmolLM2."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from specauf.drafters import ContextMemory
 from specauf.export import export_zlab
 from tests.builder.conftest import make_tokenizer
 from tests.drafters.tiny import BLOCK, MASK, TAPS, prompt, tiny_dflash, tiny_target, vocabulary_of
 from tests.interop.environments import run_in
-from tests.interop.readers import Task, compare_decoding, decode_with, teach
+from tests.interop.readers import Task, compare_decoding, decode_with, named, teach
 
 pytestmark = pytest.mark.slow
 
@@ -52,15 +50,6 @@ def test_our_weights_give_the_hidden_states_of(package: str, more: tuple[str, ..
 
 # Environments of the two halves of z-lab's package: on torch and on MLX.
 HALVES = ("dflash", "dflash_mlx")
-
-
-def named(target: Any, tokenizer: Any, folder: Path) -> str:
-    """The target in a directory, in fp32; returns the file that names it."""
-    for part in (target, tokenizer):
-        part.save_pretrained(folder / "target")
-    about = {"target": {"name": "saved", "model": str(folder / "target"), "dtype": "float32"}}
-    (folder / "target.yaml").write_text(yaml.safe_dump(about))
-    return str(folder / "target.yaml")
 
 
 @pytest.mark.parametrize("package", HALVES)
