@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from specauf.drafters import DFlashDrafter, DominoConfig, DominoDrafter, Drafter, build_drafter
+from specauf.drafters import DFlash2Drafter, DFlashDrafter, DominoDrafter, Drafter, build_drafter
+from specauf.drafters.config import zlab_kind
 from specauf.drafters.files import CONFIG, WEIGHTS, read_json
 from specauf.drafters.foreign import require_numbers, require_structure
 from specauf.errors import UserError
@@ -97,8 +98,8 @@ def load_directory(path: Path, num_target_layers: int | None = None) -> DFlashDr
             "which is not built here; take a drafter that was trained with the target's own row"
         )
     if not is_speculators(raw):
-        domino = (raw.get("dflash_config") or {}).get("projector_type") == DominoConfig.kind
-        return (DominoDrafter if domino else DFlashDrafter).from_pretrained(path)
+        kinds = {kind.name: kind for kind in (DFlashDrafter, DFlash2Drafter, DominoDrafter)}
+        return kinds.get(zlab_kind(raw), DFlashDrafter).from_pretrained(path)
     config, weights, ids = read_speculators(path, num_target_layers)
     if ids is not None:
         raise UserError(

@@ -3,16 +3,20 @@
 from specauf.drafters.base import Branch, Drafter, Proposal, greedy
 from specauf.drafters.config import DrafterConfig
 from specauf.drafters.dflash import DFlashDrafter
+from specauf.drafters.dflash2 import DFlash2Config, DFlash2Drafter
 from specauf.drafters.domino import DominoConfig, DominoDrafter
 from specauf.drafters.masked import MaskedConfig, MaskedDrafter
 from specauf.drafters.memory import ContextMemory
 from specauf.drafters.sketch import sketch_of
-from specauf.drafters.spec import DFlashSpec, DominoSpec, DrafterSpec, MaskedSpec, build_drafter
+from specauf.drafters.spec import DFlash2Spec, DFlashSpec, DominoSpec, DrafterSpec, MaskedSpec, build_drafter
 from specauf.drafters.vocabulary import TargetVocabulary
 
 __all__ = [
     "Branch",
     "ContextMemory",
+    "DFlash2Config",
+    "DFlash2Drafter",
+    "DFlash2Spec",
     "DFlashDrafter",
     "DFlashSpec",
     "DominoConfig",

@@ -19,6 +19,7 @@ from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
 
 Head = Callable[[Tensor], Tensor]
+Support = Literal["own", "whole", "base", "final"]
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class Branch:
         head: rows -> logits, each row on its own.
         weight: share of this branch's loss in the total.
         support: slots that count under a loss that cuts at the first failure: this branch's "own" failure, the "whole"
-            block, or what it counted on the branch "base", which comes first.
+            block, or those that it counts on the branch of this name, which has its "own".
     """
 
     name: str
     rows: Float[Tensor, "blocks slots width"]
     head: Head
     weight: float
-    support: Literal["own", "whole", "base"] = "own"
+    support: Support = "own"
 
 
 @dataclass(frozen=True)

@@ -259,12 +259,9 @@ class DrafterConfig:
             return value
 
         refuse_other_architectures(raw)
-        kind = inner.get("projector_type") or "dflash"
+        kind = zlab_kind(raw)
         if kind != cls.kind:
-            raise UserError(
-                f"dflash_config.projector_type: {kind} in the drafter's config.json, {cls.kind} expected; "
-                f"it is a {kind} drafter"
-            )
+            raise UserError(f"drafter: the config.json is that of a {kind} drafter, {cls.kind} expected")
         hidden, taps, theta = whole("hidden_size"), need("target_layer_ids"), _rope_theta(raw)
         if not isinstance(taps, list) or not all(type(tap) is int for tap in taps):
             raise UserError(f"target_layer_ids: {taps!r} in the drafter's config.json, whole numbers expected")
@@ -306,6 +303,13 @@ class DrafterConfig:
             raise UserError(f"drafter config: unknown fields {sorted(unknown)}; written by another version of specauf")
         values: dict[str, Any] = raw | {"taps": tuple(raw["taps"])}
         return cls(**values)
+
+
+def zlab_kind(raw: dict[str, Any]) -> str:
+    """Which kind of drafter a z-lab style `config.json` is of: what `projector_type` says, DFlash 2 or DFlash."""
+    inner = raw.get("dflash_config") or {}
+    chooses = inner.get("selector_rank", raw.get("selector_rank"))
+    return str(inner.get("projector_type") or ("dflash" if chooses is None else "dflash2"))
 
 
 def _check_taps(taps: tuple[int, ...], num_target_layers: int) -> None:

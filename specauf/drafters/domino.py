@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from specauf.data.batch import BlockBatch
-from specauf.drafters.base import Branch, Choose, Proposal
+from specauf.drafters.base import Branch, Choose, Proposal, Support
 from specauf.drafters.config import DrafterConfig, DtypeName
 from specauf.drafters.dflash import DFlashDrafter
 from specauf.drafters.vocabulary import TargetVocabulary
@@ -167,7 +167,7 @@ class DominoDrafter(DFlashDrafter):
         at = (batch.anchors[:, None] + steps).clamp(max=len(batch.tokens) - 1)
         wide = self.widened(rows, self._states(batch.tokens[at], vocabulary), first=0)
         share = self.base_share(progress)
-        support: Literal["own", "whole", "base"]
+        support: Support
         support = "whole" if self.auf_on == "base" else "base" if self.auf_on == "shared" else "own"
         return [
             Branch("base", rows, vocabulary.logits, share),

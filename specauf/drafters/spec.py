@@ -9,6 +9,7 @@ from specauf.cache.target import TargetFiles
 from specauf.drafters.attention import AttentionKind
 from specauf.drafters.base import Drafter
 from specauf.drafters.dflash import DFlashDrafter
+from specauf.drafters.dflash2 import CutAt, DFlash2Config, DFlash2Drafter
 from specauf.drafters.domino import AufOn, DominoConfig, DominoDrafter
 from specauf.drafters.masked import MaskedConfig, MaskedDrafter
 from specauf.drafters.warm_start import continue_from
@@ -191,6 +192,54 @@ class DominoSpec(DFlashSpec):
             auf_on=self.auf_on,
             base_start=self.base_start,
             base_ratio=self.base_ratio,
+        )
+
+
+class DFlash2Spec(DFlashSpec):
+    """A DFlash 2 drafter for the cache's target; `init` may also be a DFlash drafter, what is new then starts fresh.
+
+    Args:
+        conv_kernel_size: slots that a convolution reads, its own included.
+        conv_group_size: channels that share the dynamic part of a kernel; a divisor of hidden_size.
+        selector_rank: width of the selector's codebooks.
+        selector_top_k: candidates a slot.
+        auf_on: where a loss that cuts at the first failure cuts: final (both losses where the drafted tokens fail),
+            base (the base loss alone, at its own failure; the final one over the whole block), own (each at its own).
+        base_weight: of the loss on the logits before the choice; that on the final ones has weight 1.
+        more: those of `DFlashSpec`.
+    """
+
+    name = "dflash2"
+
+    def __init__(
+        self,
+        conv_kernel_size: int = 2,
+        conv_group_size: int = 16,
+        selector_rank: int = 256,
+        selector_top_k: int = 16,
+        auf_on: CutAt = "final",
+        base_weight: float = 1.0,
+        **more: Any,
+    ) -> None:
+        super().__init__(**more)
+        if not 0 <= base_weight < float("inf"):
+            raise UserError(f"base_weight: {base_weight} found, a finite number from 0 expected")
+        self.own: dict[str, Any] = {
+            "conv_kernel_size": conv_kernel_size,
+            "conv_group_size": conv_group_size,
+            "selector_rank": selector_rank,
+            "selector_top_k": selector_top_k,
+        }
+        self.auf_on: CutAt = auf_on
+        self.base_weight = base_weight
+
+    def _fresh(self, manifest: Manifest, target: TargetFiles) -> Drafter:
+        config = DFlash2Config.from_target(target.config, **self._settings(manifest), **self.own)
+        return DFlash2Drafter(
+            config,
+            activation_checkpointing=self.activation_checkpointing,
+            auf_on=self.auf_on,
+            base_weight=self.base_weight,
         )
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from specauf.drafters.config import zlab_kind
+
 Layout = Literal["zlab", "speculators"]
 
 
@@ -47,15 +49,15 @@ def card(layout: Layout, name: str, config: dict[str, Any], about: About) -> str
     header = ["---", f"license: {about.license or 'unknown'}"]
     if about.target_on_hub and about.target:
         header += ["base_model:", f"- {about.target}"]
-    kind = "Domino" if _is_domino(config) else "DFlash"
-    header += ["tags:", "- speculative-decoding", f"- {kind.lower()}", "- specauf", "---"]
+    kind = {"dflash": "DFlash", "dflash2": "DFlash 2"}.get(zlab_kind(config), "Domino")
+    header += ["tags:", "- speculative-decoding", f"- {zlab_kind(config)}", "- specauf", "---"]
     measured = about.measured or ("Not measured. `specauf evaluate RUN --target TARGET` measures it.",)
     facts = {
         "Target": about.target or "not recorded",
         "Corpus": about.corpus or "not recorded",
         "Objective": about.objective or "not recorded",
         "Optimizer steps": "not recorded" if about.steps is None else f"{about.steps:,}",
-        "Layout": "z-lab (DFlashDraftModel)" if layout == "zlab" else "speculators (dflash)",
+        "Layout": f"z-lab ({config['architectures'][0]})" if layout == "zlab" else "speculators (dflash)",
         "Drafted tokens a block": str(config["block_size"] - 1),
         **({} if about.made_from is None else {"Made from": about.made_from}),
         **about.provenance,
@@ -104,20 +106,21 @@ def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
     ]
     if layout == "speculators":
         return vllm
-    if _is_domino(config):
+    if zlab_kind(config) == "domino":
         # By default it corrects only a pool of 2,048 tokens.
         return [*sglang[:-2], f"{sglang[-2]} \\", "  --speculative-domino-candidate-pool-size 0", sglang[-1]]
+    model = config["architectures"][0]
     return [
         "z-lab's package (`pip install dflash`):",
         "",
         "```python",
         "import torch",
-        "from dflash.model import DFlashDraftModel",
+        f"from dflash.model import {model}",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f'target = AutoModelForCausalLM.from_pretrained("{target}", dtype=torch.bfloat16)',
         f'tokenizer = AutoTokenizer.from_pretrained("{target}")',
-        f'drafter = DFlashDraftModel.from_pretrained("{here}", dtype=torch.bfloat16)',
+        f'drafter = {model}.from_pretrained("{here}", dtype=torch.bfloat16)',
         'turns = [{"role": "user", "content": "Write a function that reverses a list."}]',
         "inputs = tokenizer.apply_chat_template(",
         '    turns, add_generation_prompt=True, return_tensors="pt", return_dict=True',
@@ -136,10 +139,6 @@ def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
         f"llama-server -m target.gguf -md drafter.gguf --spec-type draft-dflash --spec-draft-n-max {slots}",
         "```",
     ]
-
-
-def _is_domino(config: dict[str, Any]) -> bool:
-    return config.get("dflash_config", {}).get("projector_type") == "domino"
 
 
 def describe_objective(loss: dict[str, Any]) -> str:

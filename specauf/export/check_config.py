@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from specauf.drafters.config import zlab_kind
+from specauf.drafters.dflash2 import OWN_FIELDS
 from specauf.export.facts import TargetFacts
 
 
@@ -42,14 +44,15 @@ _SIZES = (
 
 def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
     """Problems of a z-lab config."""
-    named = raw.get("architectures")
-    if named != ["DFlashDraftModel"]:
+    chooses = zlab_kind(raw) == "dflash2"
+    named, expected = raw.get("architectures"), ["DFlash2DraftModel" if chooses else "DFlashDraftModel"]
+    if named != expected:
         why = (
             "predicts from the anchor's own slot, no server runs it as DFlash"
             if _sampled_from_anchor(raw)
             else ("vLLM, SGLang and llama.cpp choose the code by it")
         )
-        yield Problem("architectures", named or _MISSING, ["DFlashDraftModel"], why)
+        yield Problem("architectures", named or _MISSING, expected, why)
     inner = raw.get("dflash_config")
     if not isinstance(inner, dict):
         yield Problem(
@@ -78,6 +81,8 @@ def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
         yield Problem("num_target_layers", depth or _MISSING, "the target's depth", "z-lab's and SGLang's loaders fail")
     if inner.get("projector_type") is not None:
         yield from _domino(inner)
+    if chooses:
+        yield from _dflash2(inner, raw)
     yield from _body(raw, "")
     yield from _block(raw.get("block_size"), inner.get("mask_token_id"), raw.get("vocab_size"))
     taps = inner.get("target_layer_ids")
@@ -153,13 +158,28 @@ def _domino(inner: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(f"dflash_config.{name}", inner.get(name, _MISSING), "a number", "SGLang refuses it")
 
 
+def _dflash2(inner: dict[str, Any], raw: dict[str, Any]) -> Iterator[Problem]:
+    """Fields of DFlash 2's convolutions and selector."""
+    for name in OWN_FIELDS:
+        if type(inner.get(name)) is not int or inner[name] < 1:
+            why = "servers read it there, and refuse the drafter or run it as DFlash"
+            yield Problem(f"dflash_config.{name}", inner.get(name, _MISSING), "a number", why)
+    hidden, group, k = raw.get("hidden_size"), inner.get("conv_group_size"), inner.get("selector_top_k")
+    if isinstance(hidden, int) and isinstance(group, int) and group > 0 and hidden % group:
+        yield Problem("dflash_config.conv_group_size", group, f"a divisor of {hidden}", "servers refuse it")
+    if isinstance(hidden, int) and isinstance(k, int) and hidden < k * (k + 1):
+        why = f"llama.cpp writes all pairs of candidates into a row of {hidden} numbers"
+        yield Problem("dflash_config.selector_top_k", k, f"k * (k + 1) of at most {hidden}", why)
+
+
 def lenient(raw: dict[str, Any]) -> dict[str, Any]:
     """The config with what does not decide shapes made harmless, so that shapes can be checked all the same."""
     given = raw.get("dflash_config")
     inner: dict[str, Any] = given if isinstance(given, dict) else {}
     taps = inner.get("target_layer_ids") or raw.get("target_layer_ids") or []
     sizes = {name: raw[name] for name in _SIZES if name in raw}
-    head = {name: inner[name] for name in ("projector_type", "gru_hidden_dim", "emb_dim") if name in inner}
+    heads = ("projector_type", "gru_hidden_dim", "emb_dim", *OWN_FIELDS)
+    head = {name: inner[name] for name in heads if name in inner}
     harmless = {"mask_token_id": 0, "target_layer_ids": list(range(len(taps))), "pure_draft_prefix_len": 0}
     return sizes | {
         "block_size": 2,

@@ -3,13 +3,13 @@
 Read from z-lab/dflash 0.1.0, speculators 0.9.0, vLLM, SGLang and llama.cpp; see `docs/serving.md`.
 """
 
-from specauf.drafters import DominoConfig, DrafterConfig
+from specauf.drafters import DFlash2Config, DominoConfig, DrafterConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def body_shapes(config: DrafterConfig) -> Shapes:
-    """The tensors that z-lab's layout holds, and no others: 11 a layer and 3, and 4 of Domino's head.
+    """The tensors that z-lab's layout holds, and no others: 11 a layer and 3, and those of Domino or DFlash 2.
 
     `fc` reads the taps in the order of their list, each tap's channels together.
     """
@@ -35,6 +35,17 @@ def body_shapes(config: DrafterConfig) -> Shapes:
             "mlp.down_proj": (hidden, inner),
         }
         shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+    if isinstance(config, DFlash2Config):
+        rank, taps = config.selector_rank, config.conv_kernel_size
+        shapes |= {
+            "candidate_selector.predecessor_codebook": (config.vocab_size, rank),
+            "candidate_selector.successor_codebook": (config.vocab_size, rank),
+            "candidate_selector.hidden_projection.weight": (rank, hidden),
+        }
+        for i in range(config.num_hidden_layers):
+            for name in (f"layers.{i}.attention_conv", f"layers.{i}.mlp_conv"):
+                shapes[f"{name}.base_kernel"] = (2, taps, hidden)
+                shapes[f"{name}.kernel_projection.weight"] = (2 * taps * hidden // config.conv_group_size, hidden)
     if isinstance(config, DominoConfig):
         state, rank = config.gru_hidden_dim, config.emb_dim
         shapes |= {

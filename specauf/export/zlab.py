@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from specauf.drafters import DFlashDrafter, DominoDrafter, Drafter
+from specauf.drafters import DFlash2Drafter, DFlashDrafter, DominoDrafter, Drafter
 from specauf.errors import UserError
 from specauf.export.card import About, Layout, card
 from specauf.export.check import Checked, require_sound
@@ -24,7 +24,7 @@ def export_zlab(
     """Write a drafter in z-lab's layout, check what was written, and only then let it appear under its name.
 
     Args:
-        drafter: a DFlash or Domino drafter over raw features (a sketch folded in).
+        drafter: a DFlash, DFlash 2 or Domino drafter over raw features (a sketch folded in).
         directory: must not exist.
         dtype: of the stored weights.
         target: what is known of its target; checked against, and the source of Gemma's embedding scale.
@@ -42,8 +42,9 @@ def export_zlab(
         config = read_config(draft)
         # The target's own, over the drafter's: Gemma rounds its scale to the embedding's type, which only it knows.
         config["dflash_config"] |= vocabulary_fields(target)
-        # SpecForge has another for Domino, which SGLang does not know: it looks at `projector_type`.
-        config["architectures"] = ["DFlashDraftModel"]
+        if isinstance(ready, DominoDrafter):
+            # SpecForge has another for Domino, which SGLang does not know: it looks at `projector_type`.
+            config["architectures"] = ["DFlashDraftModel"]
         write_config(draft, config)
         (draft / CARD).write_text(card("zlab", Path(directory).name, read_config(draft), about or About()))
         return require_sound(draft, target)
@@ -57,10 +58,10 @@ def servable(drafter: Drafter, layout: Layout = "zlab") -> DFlashDrafter:
     """
     if type(drafter) is DominoDrafter and layout == "speculators":
         raise UserError("drafter domino: no server reads it in speculators' layout; export --to zlab, for SGLang")
-    if type(drafter) not in (DFlashDrafter, DominoDrafter):
+    if type(drafter) not in (DFlashDrafter, DFlash2Drafter, DominoDrafter):
         raise UserError(
-            f"drafter {drafter.name}: no server reads this kind, dflash or domino expected; `specauf evaluate` and "
-            "specauf.decoding decode with it"
+            f"drafter {drafter.name}: no server reads this kind, dflash, dflash2 or domino expected; "
+            "`specauf evaluate` and specauf.decoding decode with it"
         )
     assert isinstance(drafter, DFlashDrafter)
     if isinstance(drafter, DominoDrafter) and drafter.config.pure_draft_prefix_len != 1:

@@ -23,32 +23,31 @@ def branch_losses(
     chunk_blocks: int = 32,
     every_slot: bool = False,
 ) -> Iterator[tuple[Branch, LossOutput]]:
-    """The objective on each branch of a drafter, over the slots that the branch asks for.
+    """The objective on each branch of a drafter, over the slots that the branch asks for; those that share come last.
 
     Args:
-        branches: the base branch first.
+        branches: of one drafter.
         targets: what to compare with.
         objective: on every branch; where one wants the whole block, without its cut at the first failure.
         step: optimizer step.
         chunk_blocks: see `block_loss`.
         every_slot: see `block_loss`.
     """
-    base: Tensor | None = None
-    for branch in branches:
+    counted: dict[str, Tensor] = {}
+    for branch in sorted(branches, key=lambda branch: branch.support not in ("own", "whole")):
         chosen = objective if branch.support == "own" else whole_block(objective)
         some = targets
-        if branch.support == "base":
-            assert base is not None, "the base branch comes first"
+        if branch.support not in ("own", "whole"):
             if _soft(objective.weighting):
                 raise UserError(
-                    "drafter.auf_on: shared found, but the loss's SoftTail leaves no slot out that could be shared; "
-                    "give base or own"
+                    f"drafter.auf_on: {branch.name} counts what {branch.support} does, but the loss's SoftTail leaves "
+                    "no slot out that could be shared; give another auf_on"
                 )
-            some = only_on(targets, base)
+            some = only_on(targets, counted[branch.support])
         out = block_loss(
             branch.rows, branch.head, some, chosen, step=step, chunk_blocks=chunk_blocks, every_slot=every_slot
         )
-        base = out.weights if base is None else base
+        counted[branch.name] = out.weights
         yield branch, out
 
 

@@ -20,6 +20,8 @@ from transformers import (
 
 from specauf.data.batch import BlockBatch, BlockTargets
 from specauf.drafters import (
+    DFlash2Config,
+    DFlash2Drafter,
     DFlashDrafter,
     DominoConfig,
     DominoDrafter,
@@ -78,6 +80,9 @@ def tiny_drafter(kind: str, target: Any, **changes: Any) -> Drafter:
     drafter: Drafter
     if kind == "dflash":
         drafter = DFlashDrafter(DrafterConfig.from_target(text, **settings | changes))
+    elif kind == "dflash2":
+        own = {"conv_group_size": 8, "selector_rank": 12, "selector_top_k": 5}
+        drafter = DFlash2Drafter(DFlash2Config.from_target(text, **settings | own | changes))
     elif kind == "domino":
         head = {"gru_hidden_dim": 12, "emb_dim": 8}
         drafter = DominoDrafter(DominoConfig.from_target(text, **settings | head | changes))
