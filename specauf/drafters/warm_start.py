@@ -7,7 +7,8 @@ from specauf.cache.target import TargetFiles
 from specauf.drafters.base import Drafter
 from specauf.drafters.config import DrafterConfig
 from specauf.drafters.dflash import DFlashDrafter
-from specauf.drafters.domino import DominoConfig, DominoDrafter
+from specauf.drafters.dflash2 import DFlash2Drafter
+from specauf.drafters.domino import DominoDrafter
 from specauf.drafters.sketch import sketch_of
 from specauf.errors import UserError
 
@@ -17,8 +18,8 @@ _SAME = ("hidden_size", "vocab_size", "num_target_layers", "taps", "feature_dim"
 def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
     """The drafter at `init`, ready to go on training on a cache.
 
-    A DFlash drafter may also become the backbone of a Domino drafter. On a cache of sketches `fc` is narrowed to read
-    them.
+    A DFlash drafter may also become the backbone of a Domino or DFlash 2 drafter. On a cache of sketches `fc` is
+    narrowed to read them.
 
     Args:
         init: a run, a checkpoint, a z-lab or a speculators directory.
@@ -31,7 +32,7 @@ def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
     from specauf.checkpoint import load_drafter  # it reads all kinds of drafters, and so imports this package
 
     found = load_drafter(init, fresh.config.num_target_layers)
-    grows = isinstance(fresh, DominoDrafter) and type(found) is DFlashDrafter
+    grows = type(found) is DFlashDrafter and isinstance(fresh, DFlash2Drafter | DominoDrafter)
     if type(found) is not type(fresh) and not grows:
         raise UserError(f"init: {init} holds a {found.name} drafter, {fresh.name} expected; train DRAFTER={found.name}")
     sketch = sketch_of(target) if fresh.needs_features else None
@@ -39,21 +40,23 @@ def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
     check_same_target(init, found.config, wanted)
     # Not every layout says how the target embeds; the cache does.
     found.config = replace(found.config, embedding_scale=wanted.embedding_scale, logit_softcap=wanted.logit_softcap)
-    if isinstance(fresh, DominoDrafter) and type(found) is DFlashDrafter:
-        found = with_domino_head(found, fresh)
+    if grows:
+        found = grown(found, fresh)
     if isinstance(found, DominoDrafter) and isinstance(fresh, DominoDrafter):
         found.auf_on, found.base_start, found.base_ratio = fresh.auf_on, fresh.base_start, fresh.base_ratio
+    if isinstance(found, DFlash2Drafter) and isinstance(fresh, DFlash2Drafter):
+        found.auf_on, found.base_weight = fresh.auf_on, fresh.base_weight
     if sketch and isinstance(found, DFlashDrafter):
         return found.unfold_sketch(sketch)
     return found
 
 
-def with_domino_head(backbone: DFlashDrafter, fresh: DominoDrafter) -> DominoDrafter:
-    """A Domino drafter with the layers of a DFlash drafter and the head of another Domino drafter."""
-    head = {name: getattr(fresh.config, name) for name in ("gru_hidden_dim", "emb_dim", "pure_draft_prefix_len")}
-    drafter = DominoDrafter(DominoConfig(**backbone.config.to_dict(), **head))
-    own = {k: v for k, v in fresh.state_dict().items() if k.startswith(("prefix_gru.", "embed_proj."))}
-    drafter.load_state_dict(backbone.state_dict() | own)
+def grown(backbone: Drafter, fresh: Drafter) -> Drafter:
+    """A drafter of the kind of `fresh` with the weights of a DFlash drafter, its shape, and new ones for the rest."""
+    shape = backbone.config.to_dict()
+    config = type(fresh.config)(**(fresh.config.to_dict() | shape | {"taps": backbone.config.taps}))
+    drafter = type(fresh)(config)
+    drafter.load_state_dict(drafter.state_dict() | backbone.state_dict())
     return drafter
 
 

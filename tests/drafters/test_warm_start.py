@@ -7,7 +7,15 @@ import torch
 
 from specauf.cache import open_cache
 from specauf.cli import main
-from specauf.drafters import DFlashDrafter, DFlashSpec, DominoDrafter, DominoSpec, MaskedSpec
+from specauf.drafters import (
+    DFlash2Drafter,
+    DFlash2Spec,
+    DFlashDrafter,
+    DFlashSpec,
+    DominoDrafter,
+    DominoSpec,
+    MaskedSpec,
+)
 from specauf.errors import UserError
 from specauf.export import export_speculators
 from specauf.export.facts import TargetFacts
@@ -67,6 +75,24 @@ def test_a_dflash_drafter_becomes_the_backbone_of_a_domino_drafter(trained, tiny
     assert torch.equal(drafter.fc.weight, trained.fc.weight)
     assert drafter.embed_proj[2].weight.shape == (270, 4)
     assert (drafter.auf_on, drafter.base_start) == ("own", 0.5)
+
+
+def test_a_dflash_drafter_becomes_a_dflash_2_drafter_that_drafts_the_same(trained, tiny_cache: Path, tmp_path: Path):
+    trained.save_pretrained(tmp_path / "zlab")
+    # Two layers are asked for: the drafter's one decides.
+    spec = DFlash2Spec(block_size=6, init=tmp_path / "zlab", selector_rank=8, conv_group_size=2, auf_on="own")
+    drafter = build(spec, tiny_cache)
+    assert isinstance(drafter, DFlash2Drafter)
+    assert (drafter.auf_on, drafter.config.num_hidden_layers, drafter.config.selector_rank) == ("own", 1, 8)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(drafter.state_dict()[name], value)
+    conv = drafter.layers[0].attention_conv.base_kernel
+    assert torch.equal(conv[:, 0], torch.ones_like(conv[:, 0]))
+    assert not conv[:, 1].any()
+    assert not drafter.candidate_selector.successor_codebook.any()
+    drafter.save_pretrained(tmp_path / "two")
+    again = build(DFlash2Spec(block_size=6, init=tmp_path / "two", base_weight=0.5), tiny_cache)
+    assert (again.auf_on, again.base_weight, again.config.selector_rank) == ("final", 0.5, 8)
 
 
 def test_a_served_drafter_goes_on_from_a_cache_of_sketches(trained, tmp_path: Path):
