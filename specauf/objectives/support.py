@@ -2,7 +2,10 @@
 
 import copy
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from specauf.data.batch import BlockTargets
@@ -44,10 +47,15 @@ def branch_losses(
                     "no slot out that could be shared; give another auf_on"
                 )
             some = only_on(targets, counted[branch.support])
-        out = block_loss(
-            branch.rows, branch.head, some, chosen, step=step, chunk_blocks=chunk_blocks, every_slot=every_slot
-        )
+        settings: dict[str, Any] = {"step": step, "chunk_blocks": chunk_blocks, "every_slot": every_slot}
+        out = block_loss(branch.rows, branch.head, some, chosen, **settings)
         counted[branch.name] = out.weights
+        if some is not targets:
+            out = replace(out, valid=chosen.prefix(targets), complete=False)
+            if every_slot:
+                with torch.no_grad():  # the slots that do not count, for metrics alone
+                    look = block_loss(branch.rows, branch.head, targets, chosen, **settings)
+                out = replace(look, numerator=out.numerator, denominator=out.denominator, weights=out.weights)
         yield branch, out
 
 

@@ -87,6 +87,13 @@ def test_auf_cuts_the_final_branch_where_the_config_says(auf_on):
         assert torch.equal(final.weights > 0, batch.targets.valid)
     elif auf_on == "shared":
         assert torch.equal(final.weights, base.weights)
+        assert torch.equal(final.valid, base.valid)  # what support and accuracy are shares of
+        assert "token_accuracy" not in final.summary()
+        looked = dict(_losses(branches, batch, vocabulary, every_slot=True))["final"]
+        assert torch.equal(looked.seen, base.valid)
+        assert looked.summary()["token_accuracy"] < looked.summary()["support_accuracy"]
+        for field in ("numerator", "denominator", "weights"):
+            assert torch.equal(getattr(looked, field), getattr(final, field))
     else:
         assert (
             final.weights.sum(-1).tolist() == (final.correct.cumprod(-1).sum(-1) + 1).clamp(max=_valid(final)).tolist()
@@ -107,7 +114,7 @@ def _valid(out):
     return out.valid.sum(-1)
 
 
-def _losses(branches, batch, vocabulary):
+def _losses(branches, batch, vocabulary, **settings):
     """AUF on each branch, with heads that are right in slots 1..2 (base) and 1..3 (final) of the odd blocks."""
     from dataclasses import replace
 
@@ -122,7 +129,7 @@ def _losses(branches, batch, vocabulary):
         rows = logits.scatter_add(2, chosen[..., None], torch.full_like(chosen[..., None], 50.0, dtype=logits.dtype))
         raised.append(replace(branch, rows=rows, head=torch.nn.Identity()))
     objective = Objective(AcceptUntilFail(), CrossEntropy())
-    return [(branch.name, out) for branch, out in branch_losses(raised, batch.targets, objective)]
+    return [(branch.name, out) for branch, out in branch_losses(raised, batch.targets, objective, **settings)]
 
 
 def test_taking_the_cut_away_keeps_the_decay_and_the_warm_up():
