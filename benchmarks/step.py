@@ -18,6 +18,8 @@ import torch
 from benchmarks.common import answer, finish, peak_bytes
 from specauf.data.batch import BlockBatch, BlockTargets
 from specauf.drafters import (
+    DFlash2Config,
+    DFlash2Drafter,
     DFlashDrafter,
     DominoConfig,
     DominoDrafter,
@@ -50,6 +52,8 @@ def drafter_of(args: argparse.Namespace) -> Drafter:
     remember = {"activation_checkpointing": args.checkpointing}
     if args.drafter == "masked":
         return MaskedDrafter(MaskedConfig.from_target(target, taps=(), feature_dim=0, **common), **remember)
+    if args.drafter == "dflash2":
+        return DFlash2Drafter(DFlash2Config.from_target(target, taps=taps, **common), **remember)
     if args.drafter == "domino":
         return DominoDrafter(DominoConfig.from_target(target, taps=taps, **common), **remember)
     return DFlashDrafter(DrafterConfig.from_target(target, taps=taps, **common), **remember)
@@ -105,7 +109,7 @@ def measure(args: argparse.Namespace, anchors: int, length: int) -> dict[str, fl
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--drafter", choices=("dflash", "domino", "masked"), default="dflash")
+    parser.add_argument("--drafter", choices=("dflash", "dflash2", "domino", "masked"), default="dflash")
     parser.add_argument("--loss", choices=sorted(LOSSES), default="auf")
     parser.add_argument("--anchors", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--length", type=int, nargs="+", default=[512, 2048])
