@@ -269,12 +269,25 @@ class Drafter(nn.Module, ABC):
         for slot in range(rows.shape[1]):
             if not len(alive):
                 break
-            logits = self.slot_logits(rows, slot, alive, anchor_tokens, labels, vocabulary)
-            right = vocabulary.to_target(logits.argmax(-1)) == labels[alive, slot]
+            _, drafted = self.slot_draft(rows, slot, alive, anchor_tokens, labels, vocabulary)
+            right = vocabulary.to_target(drafted) == labels[alive, slot]
             count[alive] += right
             if slot + 1 < rows.shape[1]:
                 alive = alive[right & valid[alive, slot + 1]]
         return count
+
+    def slot_draft(
+        self,
+        rows: Float[Tensor, "blocks slots hidden"],
+        slot: int,
+        alive: Int[Tensor, " alive"],
+        anchor_tokens: Int[Tensor, " blocks"],
+        labels: Int[Tensor, "blocks slots"],
+        vocabulary: TargetVocabulary,
+    ) -> tuple[Float[Tensor, "alive draft_vocab"], Int[Tensor, " alive"]]:
+        """`slot_logits`, and the column that is drafted greedily from them."""
+        logits = self.slot_logits(rows, slot, alive, anchor_tokens, labels, vocabulary)
+        return logits, logits.argmax(-1)
 
     def slot_logits(
         self,
@@ -285,7 +298,7 @@ class Drafter(nn.Module, ABC):
         labels: Int[Tensor, "blocks slots"],
         vocabulary: TargetVocabulary,
     ) -> Float[Tensor, "alive draft_vocab"]:
-        """Logits of one slot of some blocks, given that all earlier slots drafted the labels."""
+        """Logits of one slot of some blocks as the loss sees them, given that all earlier slots drafted the labels."""
         return vocabulary.logits(rows[alive, slot])
 
     def check(self, vocabulary: TargetVocabulary, feature_dim: int | None) -> None:

@@ -118,16 +118,11 @@ class CandidateSelector(nn.Module):
         return nn.functional.embedding(predecessors, self.predecessor_codebook) * self.hidden_projection(rows)
 
     def scores(
-        self, context: Float[Tensor, "*rows rank"], candidates: Int[Tensor, "*rows k"], *, sparse: bool = False
+        self, context: Float[Tensor, "*rows rank"], candidates: Int[Tensor, "*rows k"]
     ) -> Float[Tensor, "*rows k"]:
-        """What is added to the candidates' logits.
-
-        Args:
-            context: see `context`.
-            candidates: target ids.
-            sparse: give B a gradient of the rows that were read.
-        """
-        rows = nn.functional.embedding(candidates, self.successor_codebook, sparse=sparse)
+        """What is added to the logits of the candidates, which are target ids."""
+        # B's gradient is of the rows that were read, not as large as the vocabulary for every few blocks.
+        rows = nn.functional.embedding(candidates, self.successor_codebook, sparse=True)
         return torch.einsum("...r,...kr->...k", context, rows.to(context.dtype))
 
 
@@ -149,26 +144,30 @@ class SelectorHead(nn.Module):
 
     def forward(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows draft_vocab"]:
         """Logits with the candidates' scores added."""
-        hidden, context = rows.split([self.vocabulary.hidden_size, rows.shape[-1] - self.vocabulary.hidden_size], -1)
-        logits = self.vocabulary.logits(hidden)
-        columns = self.candidates(logits)
-        scores = self.selector.scores(context, self.vocabulary.to_target(columns), sparse=True)
-        return logits.scatter_add(-1, columns, scores.to(logits.dtype))
+        width = self.vocabulary.hidden_size
+        logits = self.vocabulary.logits(rows[..., :width])
+        return self.rescored(logits, self.candidates(logits), rows[..., width:])
 
     def candidates(self, logits: Float[Tensor, "*rows draft_vocab"]) -> Int[Tensor, "*rows k"]:
         """Columns of the most probable tokens."""
         return logits.detach().topk(min(self.selector.top_k, logits.shape[-1]), dim=-1, sorted=False).indices
 
-    def drafted(
+    def rescored(
         self,
         logits: Float[Tensor, "*rows draft_vocab"],
         columns: Int[Tensor, "*rows k"],
         context: Float[Tensor, "*rows rank"],
     ) -> Float[Tensor, "*rows draft_vocab"]:
-        """Final logits of the candidates and minus infinity elsewhere, as servers draft."""
-        scores = self.selector.scores(context, self.vocabulary.to_target(columns)).to(logits.dtype)
-        final = torch.full_like(logits, -torch.inf)
-        return final.scatter_(-1, columns, logits.gather(-1, columns) + scores)
+        """U with the candidates' scores added."""
+        scores = self.selector.scores(context, self.vocabulary.to_target(columns))
+        return logits.scatter_add(-1, columns, scores.to(logits.dtype))
+
+
+def only(
+    logits: Float[Tensor, "*rows draft_vocab"], columns: Int[Tensor, "*rows k"]
+) -> Float[Tensor, "*rows draft_vocab"]:
+    """Logits of some columns and minus infinity elsewhere: servers draft candidates alone."""
+    return torch.full_like(logits, -torch.inf).scatter_(-1, columns, logits.gather(-1, columns))
 
 
 class DFlash2Drafter(DFlashDrafter):
@@ -232,14 +231,15 @@ class DFlash2Drafter(DFlashDrafter):
         token, tokens, probs = anchor_tokens, [], []
         for slot in range(rows.shape[1]):
             context = self.candidate_selector.context(rows[:, slot], token)
-            column, chances = choose(head.drafted(logits[:, slot], columns[:, slot], context))
+            final = head.rescored(logits[:, slot], columns[:, slot], context)
+            column, chances = choose(only(final, columns[:, slot]))
             token = vocabulary.to_target(column)
             tokens.append(token)
             if chances is not None:
                 probs.append(vocabulary.widen(chances))
         return Proposal(torch.stack(tokens, 1), torch.stack(probs, 1) if probs else None)
 
-    def slot_logits(
+    def slot_draft(
         self,
         rows: Float[Tensor, "blocks slots hidden"],
         slot: int,
@@ -247,10 +247,15 @@ class DFlash2Drafter(DFlashDrafter):
         anchor_tokens: Int[Tensor, " blocks"],
         labels: Int[Tensor, "blocks slots"],
         vocabulary: TargetVocabulary,
-    ) -> Float[Tensor, "alive draft_vocab"]:
-        """Final logits of one slot, given that all earlier slots drafted the labels."""
+    ) -> tuple[Float[Tensor, "alive draft_vocab"], Int[Tensor, " alive"]]:
+        """Final logits of one slot, given that all earlier slots drafted the labels, and the best candidate."""
         head = SelectorHead(self.candidate_selector, vocabulary)
-        logits = vocabulary.logits(rows[alive, slot])
         before = labels[alive, slot - 1] if slot else anchor_tokens[alive]
-        context = self.candidate_selector.context(rows[alive, slot], before)
-        return head.drafted(logits, head.candidates(logits), context)
+        logits = vocabulary.logits(rows[alive, slot])
+        columns = head.candidates(logits)
+        final = head.rescored(logits, columns, self.candidate_selector.context(rows[alive, slot], before))
+        return final, only(final, columns).argmax(-1)
+
+    def slot_logits(self, *args: Any, **more: Any) -> Float[Tensor, "alive draft_vocab"]:
+        """The former alone."""
+        return self.slot_draft(*args, **more)[0]

@@ -95,10 +95,10 @@ def observe(
         at = at[valid[at, slot]]
         if not len(at):
             break
-        logits = drafter.slot_logits(rows, slot, at, tokens[batch.anchors], labels, vocabulary).float()
-        log_probs = logits.log_softmax(-1)
-        best, drafted[at, slot] = log_probs.max(-1)
-        confidence[at, slot] = best.exp()
+        logits, column = drafter.slot_draft(rows, slot, at, tokens[batch.anchors], labels, vocabulary)
+        log_probs = logits.float().log_softmax(-1)
+        drafted[at, slot] = column
+        confidence[at, slot] = log_probs.gather(1, column[:, None])[:, 0].exp()
         loss[at, slot] = -log_probs.gather(1, labels[at, slot, None])[:, 0]
         if not every_slot:
             at = at[drafted[at, slot] == labels[at, slot]]

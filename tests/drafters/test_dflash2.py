@@ -118,6 +118,27 @@ def test_tokens_are_the_best_candidates_behind_those_drafted_before():
     assert 3 < changed < 22, "the selector always or never chooses another"
 
 
+def test_replay_and_audit_see_the_trained_logits_and_draft_candidates():
+    drafter, vocabulary, batch, d = blocks()
+    drafter.candidate_selector.successor_codebook.data *= 50
+    drafter.candidate_selector.top_k = 2
+    _, final = drafter.branches(batch, vocabulary)
+    trained = final.head(final.rows)
+    hidden = final.rows[..., : drafter.config.hidden_size]
+    best = vocabulary.logits(hidden).topk(2).indices
+    alive, outside = torch.arange(len(trained)), 0
+    labels = torch.stack([torch.from_numpy(d.tokens[a + 1 : a + BLOCK]) for a in (5, 8, 14, 20)])
+    for slot in range(BLOCK - 1):
+        given = (hidden[:4], slot, alive[:4], batch.tokens[batch.anchors[:4]], labels, vocabulary)
+        logits, column = drafter.slot_draft(*given)
+        assert torch.equal(drafter.slot_logits(*given), logits)
+        torch.testing.assert_close(logits, trained[:4, slot])
+        scores = logits.gather(-1, best[:4, slot])
+        assert torch.equal(column, best[alive[:4], slot, scores.argmax(-1)])
+        outside += int((logits.argmax(-1) != column).sum())
+    assert outside, "no token but a candidate was ever the most probable"
+
+
 @pytest.mark.parametrize("rule", [Rejection, GreedyDraft])
 def test_sampled_tokens_are_candidates_and_their_probabilities_sum_to_one(rule):
     drafter, vocabulary, batch, _ = blocks()
