@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from specauf.drafters import DFlashDrafter
+from specauf.drafters import DFlash2Drafter, DFlashDrafter
 from specauf.targets import default_taps, load_target, resolve_target
 from tests.builder.conftest import make_target, make_tokenizer
 from tests.interop.readers import Task, named, teach
@@ -61,15 +61,26 @@ def rounded(smollm2, tmp_path_factory) -> tuple[Any, Path]:
 @pytest.fixture(scope="package")
 def taught(smollm2) -> tuple[DFlashDrafter, Task]:
     """A drafter that knows the first two answers' beginnings, and all prompts."""
+    return teach_smollm2(*smollm2, DFlashDrafter)
+
+
+@pytest.fixture(scope="package")
+def taught_dflash2(smollm2) -> tuple[DFlash2Drafter, Task]:
+    """The same of the other kind."""
+    drafter, task = teach_smollm2(*smollm2, DFlash2Drafter)
+    assert isinstance(drafter, DFlash2Drafter)
+    return drafter, task
+
+
+def teach_smollm2(target: Any, tokenizer: Any, kind: type[DFlashDrafter]) -> tuple[DFlashDrafter, Task]:
     torch.manual_seed(0)
-    target, tokenizer = smollm2
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
         )
         for text in BEGINNINGS
     ]
-    taps = default_taps(target.config.num_hidden_layers)
+    shape = {"taps": default_taps(target.config.num_hidden_layers), "mask_token_id": 16, "block_size": 8}
     # At five times this rate it learns no more than the commonest tokens.
-    drafter = teach(target, prompts[:2], 20, taps=taps, mask_token_id=16, block_size=8, steps=120, rate=4e-4)
+    drafter = teach(target, prompts[:2], 20, kind=kind, steps=120, rate=4e-4, **shape)
     return drafter, Task(target, prompts, new=32)

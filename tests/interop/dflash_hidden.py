@@ -7,10 +7,10 @@ without a batch dimension), file to write the hidden states of the drafted slots
 import sys
 
 import torch
-from dflash.model import DFlashDraftModel
 
-drafter, info = DFlashDraftModel.from_pretrained(sys.argv[1], dtype=torch.float32, output_loading_info=True)
-assert not any(info.values()), info
+from tests.interop.dflash_models import load
+
+drafter = load(sys.argv[1])
 cases = torch.load(sys.argv[2], weights_only=True)
 with torch.inference_mode():
-    torch.save([drafter.eval()(**{k: v[None] for k, v in case.items()})[0, 1:].clone() for case in cases], sys.argv[3])
+    torch.save([drafter(**{k: v[None] for k, v in case.items()})[0, 1:].clone() for case in cases], sys.argv[3])

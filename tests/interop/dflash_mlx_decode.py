@@ -8,17 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-import dflash.model_mlx
-import mlx.core as mx
 import mlx_lm
+from dflash.model_mlx import stream_generate
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from specauf.targets import resolve_target
-
-# It asks the hub for any name; here a name is a directory.
-dflash.model_mlx.snapshot_download = lambda name, **_: name
-# What it fuses on a CPU goes through the machine's C++ compiler.
-mx.disable_compile()
+from tests.interop.dflash_mlx_models import load_draft
 
 directory, name, task = sys.argv[1], sys.argv[2], json.loads(Path(sys.argv[3]).read_text())
 folder = Path(resolve_target(name).model)
@@ -26,10 +21,10 @@ folder = Path(resolve_target(name).model)
 rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
 model, tokenizer = mlx_lm.load(str(folder), model_config={"rope_theta": rope["rope_theta"]})
 tokenizer = TokenizerWrapper(tokenizer._tokenizer, eos_token_ids=task["stops"])
-drafter = dflash.model_mlx.load_draft(directory)
+drafter = load_draft(directory)
 answers = []
 for prompt in task["prompts"]:
-    steps = list(dflash.model_mlx.stream_generate(model, drafter, tokenizer, prompt, max_tokens=task["max_new_tokens"]))
+    steps = list(stream_generate(model, drafter, tokenizer, prompt, max_tokens=task["max_new_tokens"]))
     answers.append(
         {
             "tokens": [token for step in steps for token in step.tokens],

@@ -5,16 +5,12 @@ Arguments: as those of `dflash_hidden.py`; positions are counted from 0.
 
 import sys
 
-import dflash.model_mlx
 import mlx.core as mx
 import torch
 
-# It asks the hub for any name; here a name is a directory.
-dflash.model_mlx.snapshot_download = lambda name, **_: name
-# What it fuses on a CPU goes through the machine's C++ compiler.
-mx.disable_compile()
+from tests.interop.dflash_mlx_models import load_draft
 
-drafter = dflash.model_mlx.load_draft(sys.argv[1])
+drafter = load_draft(sys.argv[1])
 drafter.embed_tokens = lambda slots: slots
 found = []
 for case in torch.load(sys.argv[2], weights_only=True):

@@ -14,7 +14,14 @@ from gguf import GGUFReader
 from safetensors.torch import load_file
 
 drafter, converted = map(Path, sys.argv[1:3])
-names = {"fc.weight": "fc.weight", "hidden_norm.weight": "enc.output_norm.weight", "norm.weight": "output_norm.weight"}
+names = {
+    "fc.weight": "fc.weight",
+    "hidden_norm.weight": "enc.output_norm.weight",
+    "norm.weight": "output_norm.weight",
+    "candidate_selector.predecessor_codebook": "selector_predecessor.weight",
+    "candidate_selector.successor_codebook": "selector_successor.weight",
+    "candidate_selector.hidden_projection.weight": "selector_hidden.weight",
+}
 parts = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
@@ -27,7 +34,11 @@ parts = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "attention_conv.kernel_projection": "attn_conv_proj",
+    "mlp_conv.kernel_projection": "ffn_conv_proj",
 }
+# Names that are no matrices' there.
+bare = {"attention_conv.base_kernel": "attn_conv_base", "mlp_conv.base_kernel": "ffn_conv_base"}
 reader = GGUFReader(converted)
 found = {
     tensor.name: np.array(tensor.data).reshape(tuple(reversed(tensor.shape.tolist()))) for tensor in reader.tensors
@@ -37,7 +48,7 @@ for name, value in load_file(drafter / "model.safetensors").items():
     theirs = names.get(name)
     if theirs is None:
         _, layer, part = name.removesuffix(".weight").split(".", 2)
-        theirs = f"blk.{layer}.{parts[part]}.weight"
+        theirs = f"blk.{layer}.{bare[part]}" if part in bare else f"blk.{layer}.{parts[part]}.weight"
     equal[name] = theirs in found and torch.equal(torch.from_numpy(found.pop(theirs).copy()), value.float())
 fields = {}
 for name, part in reader.fields.items():

@@ -1,5 +1,6 @@
 """Decoding with the programs that people load drafters with, and comparing what they do with what we do."""
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 import yaml
 
 from specauf.decoding import speculative_generate
-from specauf.drafters import DFlashDrafter, Drafter, DrafterConfig
+from specauf.drafters import DFlash2Drafter, DFlashDrafter, Drafter
 from tests.drafters.test_kinds import learn
 from tests.drafters.tiny import batch_of, document, vocabulary_of
 from tests.interop.environments import run_in
@@ -59,17 +60,60 @@ def named(target: Any, tokenizer: Any, folder: Path) -> str:
 
 
 def teach(
-    target: Any, prompts: Sequence[Sequence[int]], known: int, *, steps: int, rate: float, **shape: Any
+    target: Any,
+    prompts: Sequence[Sequence[int]],
+    known: int,
+    *,
+    steps: int,
+    rate: float,
+    kind: type[DFlashDrafter] = DFlashDrafter,
+    **shape: Any,
 ) -> DFlashDrafter:
     """A drafter of two layers that has learnt the first tokens of the target's answers to some prompts by heart.
 
     It accepts whole blocks there, a part of the block in which its knowledge ends, and next to nothing anywhere else.
     """
-    drafter = DFlashDrafter(DrafterConfig.from_target(target.config.to_dict(), num_hidden_layers=2, **shape))
+    drafter = kind(kind.config_class.from_target(target.config.to_dict(), num_hidden_layers=2, **shape))
+    if isinstance(drafter, DFlash2Drafter):
+        shake(drafter)
     answers = [document(target, 0, known, taps=shape["taps"], ids=torch.tensor(ids)) for ids in prompts]
     anchors = [list(range(len(ids), len(d.tokens) - 1, 2)) for ids, d in zip(prompts, answers, strict=True)]
     learn(drafter, vocabulary_of(target), batch_of(answers, anchors, shape["block_size"]), steps=steps, rate=rate)
     return drafter
+
+
+def shake(drafter: DFlash2Drafter) -> None:
+    """Make convolutions and selector of a fresh drafter count, and the loss one on what is drafted.
+
+    At their start they change nothing, and what is learnt would do without them.
+    """
+    hidden, rank = drafter.config.hidden_size, drafter.candidate_selector.successor_codebook.shape[1]
+    stds = {"base_kernel": 0.2, "kernel_projection": 0.5 * hidden**-0.5, "hidden_projection": hidden**-0.5}
+    stds |= {"predecessor_codebook": 1.0, "successor_codebook": 3 * rank**-0.5}
+    for name, parameter in drafter.named_parameters():
+        parameter.data += stds.get(name.removesuffix(".weight").rpartition(".")[2], 0.0) * torch.randn_like(parameter)
+    drafter.base_weight = 0.0
+
+
+def whole_blocks_without_its_parts(task: Task, drafter: DFlash2Drafter) -> tuple[int, int]:
+    """How many whole blocks a DFlash 2 drafter accepts here without its selector, and without its convolutions."""
+    mute, plain = copy.deepcopy(drafter), copy.deepcopy(drafter)
+    mute.candidate_selector.successor_codebook.data.zero_()
+    for name, parameter in plain.named_parameters():
+        if name.endswith(("base_kernel", "kernel_projection.weight")):
+            parameter.data.zero_()
+        if name.endswith("base_kernel"):
+            parameter.data[:, 0] = 1.0
+    found = []
+    for other in (mute, plain):
+        answers = [
+            speculative_generate(
+                task.model, other, torch.tensor([ids]), max_new_tokens=task.new, stop_token_ids=task.stops
+            )
+            for ids in task.prompts
+        ]
+        found.append(sum(answer.accepted.count(drafter.config.slots) for answer in answers))
+    return found[0], found[1]
 
 
 def decode_with(package: str, task: Task, target: str, drafter: Path, folder: Path, threads: int = 1) -> Answers:

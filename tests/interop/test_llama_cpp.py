@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from specauf.drafters import DFlash2Drafter
 from specauf.export import TargetFacts, export_zlab
-from tests.drafters.tiny import tiny_dflash
+from tests.drafters.tiny import tiny_drafter
 from tests.interop.environments import run_in
 from tests.interop.llama_cpp import convert, decode_with_llama_cpp, needs_compiler, sources
-from tests.interop.readers import compare_decoding
+from tests.interop.readers import Task, compare_decoding, whole_blocks_without_its_parts
 
 pytestmark = pytest.mark.slow
 
@@ -21,30 +22,41 @@ def target(smollm2_directory, tmp_path_factory) -> Path:
 
 
 @needs_compiler
-@pytest.mark.parametrize("slots", [7, 3])
+@pytest.mark.parametrize(
+    ("known", "slots"), [("taught", 7), ("taught", 3), ("taught_dflash2", 7), ("taught_dflash2", 3)]
+)
 def test_its_server_decodes_smollm2_as_ours_does_token_for_token_and_cycle_for_cycle(
-    taught, target, smollm2_directory, tmp_path, slots
+    known, target, smollm2_directory, tmp_path, slots, request
 ):
-    drafter, task = taught
+    drafter, task = request.getfixturevalue(known)
     export_zlab(drafter, tmp_path / "zlab", dtype=torch.float32, target=TargetFacts.from_file(smollm2_directory))
     made = convert(tmp_path / "zlab", tmp_path / "drafter.gguf", "--target-model-dir", str(smollm2_directory))
     theirs = decode_with_llama_cpp(task, target, made, tmp_path, slots)
     lengths = compare_decoding(task, drafter, theirs, block_size=slots + 1)
     assert len(lengths) > 50
     assert {1, slots + 1} < set(lengths)
+    if isinstance(drafter, DFlash2Drafter) and slots == drafter.config.slots:
+        first = Task(task.model, task.prompts[:2], task.new)  # those it has learnt
+        assert max(whole_blocks_without_its_parts(first, drafter)) < lengths.count(slots + 1)
 
 
+@pytest.mark.parametrize("kind", ["dflash", "dflash2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_its_converter_keeps_every_number_of_an_export(smollm2, smollm2_directory, tmp_path, dtype):
-    drafter = tiny_dflash(smollm2[0], taps=(1, 8, 14, 20, 27), mask_token_id=16, block_size=16)
+def test_its_converter_keeps_every_number_of_an_export(smollm2, smollm2_directory, tmp_path, dtype, kind):
+    drafter = tiny_drafter(kind, smollm2[0], taps=(1, 8, 14, 20, 27), mask_token_id=16, block_size=16)
     export_zlab(drafter, tmp_path / "zlab", dtype=dtype, target=TargetFacts.from_file(smollm2_directory))
     made = convert(tmp_path / "zlab", tmp_path / "drafter.gguf", "--target-model-dir", str(smollm2_directory))
     words = (str(tmp_path / "zlab"), str(made))
     record = json.loads(run_in("llama_cpp", "llama_cpp_read.py", *words, PYTHONPATH=str(sources() / "gguf-py")))
     assert all(record["equal"].values())
-    assert len(record["equal"]) == 3 + 11 * drafter.config.num_hidden_layers
+    of_layers = 11 + 4 * (kind == "dflash2")
+    assert len(record["equal"]) == 3 + 3 * (kind == "dflash2") + of_layers * drafter.config.num_hidden_layers
     assert record["left"] == []
     fields = record["fields"]
+    own = {"conv_kernel_size": 2, "conv_group_size": 8, "selector_rank": 12, "selector_top_k": 5}
+    assert {name: fields.pop(f"dflash.{name}", None) for name in own} == (
+        own if kind == "dflash2" else dict.fromkeys(own)
+    )
     assert fields.pop("dflash.attention.layer_norm_rms_epsilon") == pytest.approx(drafter.config.rms_norm_eps)
     assert fields == {
         "general.architecture": "dflash",
