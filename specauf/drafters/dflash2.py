@@ -75,9 +75,15 @@ class DFlash2Config(DrafterConfig):
         """Read the same.
 
         Raises:
-            UserError: it is not a DFlash 2 drafter.
+            UserError: it is not a DFlash 2 drafter, or scales its logits.
         """
         inner = raw.get("dflash_config") or {}
+        # It weighs U against what the selector adds, so other tokens would be drafted without it.
+        factor = inner.get("output_multiplier", raw.get("output_multiplier"))
+        if factor not in (None, 1):
+            raise UserError(
+                f"output_multiplier: {factor!r} in the drafter's config.json, 1 expected; this drafter is not supported"
+            )
         for name in OWN_FIELDS:
             value = inner.get(name, raw.get(name))
             if type(value) is not int:

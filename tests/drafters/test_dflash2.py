@@ -234,6 +234,20 @@ def test_shapes_without_meaning_are_refused(changes, message):
         tiny_drafter("dflash2", tiny_target(), **changes)
 
 
+@pytest.mark.parametrize("inner", [True, False])
+def test_a_drafter_that_scales_its_logits_is_refused(inner: bool, tmp_path: Path):
+    blocks()[0].save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    place = raw["dflash_config"] if inner else raw
+    for factor in (1.0, 0.5):
+        place["output_multiplier"] = factor
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        if factor == 1.0:
+            DFlash2Drafter.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"output_multiplier: 0.5 in the drafter's config.json, 1 expected"):
+        DFlash2Drafter.from_pretrained(tmp_path)
+
+
 def test_a_negative_weight_of_the_base_loss_is_refused():
     with pytest.raises(UserError, match=r"base_weight: -1.0 found, a finite number from 0 expected"):
         DFlash2Spec(base_weight=-1.0)
