@@ -97,8 +97,8 @@ def load_directory(path: Path, num_target_layers: int | None = None) -> DFlashDr
             f"{path}: mask_embedding.pt found, none expected: vLLM puts it in the place of the target's mask row, "
             "which is not built here; take a drafter that was trained with the target's own row"
         )
+    kinds = {kind.name: kind for kind in (DFlashDrafter, DFlash2Drafter, DominoDrafter)}
     if not is_speculators(raw):
-        kinds = {kind.name: kind for kind in (DFlashDrafter, DFlash2Drafter, DominoDrafter)}
         return kinds.get(zlab_kind(raw), DFlashDrafter).from_pretrained(path)
     config, weights, ids = read_speculators(path, num_target_layers)
     if ids is not None:
@@ -106,7 +106,7 @@ def load_directory(path: Path, num_target_layers: int | None = None) -> DFlashDr
             f"draft_vocab_size: {len(ids)} in {path}, the whole {config.vocab_size} expected; a drafter with a reduced "
             "head cannot be read without its d2t"
         )
-    drafter = DFlashDrafter(config)
+    drafter = kinds[config.kind](config)
     drafter.load_state_dict({name: value.float() for name, value in weights.items()})
     return drafter.eval()
 

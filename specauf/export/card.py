@@ -57,7 +57,7 @@ def card(layout: Layout, name: str, config: dict[str, Any], about: About) -> str
         "Corpus": about.corpus or "not recorded",
         "Objective": about.objective or "not recorded",
         "Optimizer steps": "not recorded" if about.steps is None else f"{about.steps:,}",
-        "Layout": f"z-lab ({config['architectures'][0]})" if layout == "zlab" else "speculators (dflash)",
+        "Layout": f"z-lab ({config['architectures'][0]})" if layout == "zlab" else f"speculators ({zlab_kind(config)})",
         "Drafted tokens a block": str(config["block_size"] - 1),
         **({} if about.made_from is None else {"Made from": about.made_from}),
         **about.provenance,

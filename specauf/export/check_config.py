@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from specauf.drafters.config import zlab_kind
 from specauf.drafters.dflash2 import OWN_FIELDS
 from specauf.export.facts import TargetFacts
 
@@ -44,7 +43,7 @@ _SIZES = (
 
 def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
     """Problems of a z-lab config."""
-    chooses = zlab_kind(raw) == "dflash2"
+    chooses = _has_own(raw)
     named, expected = raw.get("architectures"), ["DFlash2DraftModel" if chooses else "DFlashDraftModel"]
     if named != expected:
         why = (
@@ -82,7 +81,7 @@ def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
     if inner.get("projector_type") is not None:
         yield from _domino(inner)
     if chooses:
-        yield from _dflash2(inner, raw)
+        yield from _dflash2(inner, raw, raw.get("block_size"), "dflash_config.")
     yield from _body(raw, "")
     yield from _block(raw.get("block_size"), inner.get("mask_token_id"), raw.get("vocab_size"))
     taps = inner.get("target_layer_ids")
@@ -103,10 +102,13 @@ def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
 
 def speculators(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
     """Problems of a speculators config."""
-    if raw.get("speculators_model_type") != "dflash":
-        yield Problem("speculators_model_type", raw.get("speculators_model_type"), "dflash", "another kind of drafter")
-    if raw.get("architectures") != ["DFlashDraftModel"]:
-        yield Problem("architectures", raw.get("architectures") or _MISSING, ["DFlashDraftModel"], "the saved class")
+    found = raw.get("speculators_model_type")
+    chooses = found == "dflash2" or _has_own(raw)
+    kind, named = ("dflash2", ["DFlash2DraftModel"]) if chooses else ("dflash", ["DFlashDraftModel"])
+    if found != kind:
+        yield Problem("speculators_model_type", found, kind, "speculators and vLLM choose the code by it")
+    if raw.get("architectures") != named:
+        yield Problem("architectures", raw.get("architectures") or _MISSING, named, "the saved class")
     if raw.get("sliding_window_non_causal") is not True:
         why = "vLLM would make full attention causal inside the block (its issue 56692)"
         yield Problem("sliding_window_non_causal", raw.get("sliding_window_non_causal", _MISSING), True, why)
@@ -127,7 +129,12 @@ def speculators(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Pro
     if not isinstance(draft, int) or (isinstance(vocabulary, int) and not 0 < draft <= vocabulary):
         why = "the head's rows; speculators' default is 32,000"
         yield Problem("draft_vocab_size", draft or _MISSING, f"1 to {vocabulary}", why)
-    yield from _proposal(raw)
+    if chooses:
+        yield from _dflash2(raw, inner, raw.get("block_size"), "")
+        if draft != vocabulary:
+            why = "speculators and vLLM read DFlash 2 with the whole head alone"
+            yield Problem("draft_vocab_size", draft or _MISSING, vocabulary, why)
+    yield from _proposal(raw, kind)
     depth, aux = raw.get("num_target_layers"), raw.get("aux_hidden_state_layer_ids")
     if isinstance(aux, list) and aux:
         yield from _taps(
@@ -158,18 +165,27 @@ def _domino(inner: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(f"dflash_config.{name}", inner.get(name, _MISSING), "a number", "SGLang refuses it")
 
 
-def _dflash2(inner: dict[str, Any], raw: dict[str, Any]) -> Iterator[Problem]:
+def _has_own(raw: dict[str, Any]) -> bool:
+    """Whether any field is DFlash 2's."""
+    return any(name in place for place in (raw, raw.get("dflash_config") or {}) for name in OWN_FIELDS)
+
+
+def _dflash2(own: dict[str, Any], body: dict[str, Any], block: Any, prefix: str) -> Iterator[Problem]:
     """Fields of DFlash 2's convolutions and selector."""
     for name in OWN_FIELDS:
-        if type(inner.get(name)) is not int or inner[name] < 1:
+        if type(own.get(name)) is not int or own[name] < 1:
             why = "servers read it there, and refuse the drafter or run it as DFlash"
-            yield Problem(f"dflash_config.{name}", inner.get(name, _MISSING), "a number", why)
-    hidden, group, k = raw.get("hidden_size"), inner.get("conv_group_size"), inner.get("selector_top_k")
+            yield Problem(prefix + name, own.get(name, _MISSING), "a number", why)
+    hidden, group, k = body.get("hidden_size"), own.get("conv_group_size"), own.get("selector_top_k")
     if isinstance(hidden, int) and isinstance(group, int) and group > 0 and hidden % group:
-        yield Problem("dflash_config.conv_group_size", group, f"a divisor of {hidden}", "servers refuse it")
-    if isinstance(hidden, int) and isinstance(k, int) and hidden < k * (k + 1):
-        why = f"llama.cpp writes all pairs of candidates into a row of {hidden} numbers"
-        yield Problem("dflash_config.selector_top_k", k, f"k * (k + 1) of at most {hidden}", why)
+        yield Problem(prefix + "conv_group_size", group, f"a divisor of {hidden}", "servers refuse it")
+    limits = {"conv_kernel_size": ("block_size", block), "selector_top_k": ("vocab_size", body.get("vocab_size"))}
+    for name, (what, limit) in limits.items():
+        if isinstance(limit, int) and isinstance(own.get(name), int) and own[name] > limit:
+            yield Problem(prefix + name, own[name], f"at most {what} {limit}", "readers refuse it")
+    if prefix and isinstance(hidden, int) and isinstance(k, int) and hidden < k * (k + 1):
+        why = f"llama.cpp, which reads this layout alone, writes all pairs of candidates into a row of {hidden} numbers"
+        yield Problem(prefix + "selector_top_k", k, f"k * (k + 1) of at most {hidden}", why)
 
 
 def lenient(raw: dict[str, Any]) -> dict[str, Any]:
@@ -297,13 +313,13 @@ def _against_target(body: dict[str, Any], mask: Any, depth: Any, target: TargetF
             yield Problem(name, found, f"{wanted}, as {target.where} has it", why)
 
 
-def _proposal(raw: dict[str, Any]) -> Iterator[Problem]:
+def _proposal(raw: dict[str, Any], kind: str) -> Iterator[Problem]:
     about = raw.get("speculators_config")
     if not isinstance(about, dict):
         yield Problem("speculators_config", about or _MISSING, "an object", "vLLM reads the method from it")
         return
-    if about.get("algorithm") != "dflash":
-        yield Problem("speculators_config.algorithm", about.get("algorithm"), "dflash", "vLLM chooses the code by it")
+    if about.get("algorithm") != kind:
+        yield Problem("speculators_config.algorithm", about.get("algorithm"), kind, "speculators names the kind there")
     methods = {m.get("proposal_type"): m for m in about.get("proposal_methods") or [] if isinstance(m, dict)}
     chosen = methods.get(str(about.get("default_proposal_method")))
     size = raw.get("block_size")
