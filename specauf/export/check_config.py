@@ -198,7 +198,7 @@ def lenient(raw: dict[str, Any]) -> dict[str, Any]:
     head = {name: inner[name] for name in heads if name in inner}
     harmless = {"mask_token_id": 0, "target_layer_ids": list(range(len(taps))), "pure_draft_prefix_len": 0}
     return sizes | {
-        "block_size": 2,
+        "block_size": 1 << 30,  # no convolution is longer
         "num_target_layers": len(taps) + 2,
         "rope_theta": 1.0,
         "dflash_config": head | harmless,

@@ -182,3 +182,12 @@ def test_every_fault_is_named(exported, facts, layout: str, fault: Fault, capsys
 
 def test_speculators_layout_has_no_limit_of_llama_cpps(exported):
     assert check_directory(change(exported["speculators"], put("selector_top_k", to=6))).problems == ()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_are_compared_for_kernels_of_three_slots_too(target, facts, tmp_path, layout):
+    settings = {"taps": TAPS, "mask_token_id": MASK, "block_size": BLOCK, "conv_kernel_size": 3}
+    drafter, out = tiny_drafter("dflash2", target, **settings), tmp_path / layout
+    {"zlab": export_zlab, "speculators": export_speculators}[layout](drafter, out, target=facts)
+    change(out, lambda raw, weights: weights.pop("fc.weight"))
+    assert "fc.weight" in [problem.field for problem in check_directory(out, facts).problems]
