@@ -126,10 +126,33 @@ def decode_with(package: str, task: Task, target: str, drafter: Path, folder: Pa
     return json.loads(run_in(package, f"{package}_decode.py", *words))
 
 
-def decode_with_vllm(task: Task, target: Path, drafter: Path, folder: Path, slots: int) -> Answers:
-    """Tokens, and those of every cycle, by vLLM; its first step is the prompt's pass, which drafts nothing."""
+def stir(drafter: DFlashDrafter, by: float) -> None:
+    """Spoil what DFlash 2 has learnt of choosing at random, so that it drafts other tokens than DFlash would."""
+    assert isinstance(drafter, DFlash2Drafter)
+    learnt = drafter.candidate_selector.successor_codebook
+    with torch.no_grad():
+        learnt += by * torch.randn_like(learnt)
+
+
+def unchosen(drafter: DFlashDrafter) -> DFlashDrafter:
+    """A DFlash 2 drafter whose choices change nothing."""
+    other = copy.deepcopy(drafter)
+    assert isinstance(other, DFlash2Drafter)
+    torch.nn.init.zeros_(other.candidate_selector.successor_codebook)
+    return other
+
+
+def decode_with_vllm(
+    task: Task, target: Path, drafter: Path, folder: Path, slots: int, *, as_on_gpus: bool = False
+) -> Answers:
+    """Tokens, and those of every cycle, by vLLM; its first step is the prompt's pass, which drafts nothing.
+
+    Args:
+        as_on_gpus: with its model runner for GPUs, Triton's kernels interpreted; without, with that for CPUs.
+    """
     out = folder / "vllm.json"
-    run_in("vllm", "vllm_decode.py", str(target), str(drafter), task.write(folder, slots=slots), str(out))
+    words = (str(target), str(drafter), task.write(folder, slots=slots), str(out))
+    run_in("vllm", "vllm_decode.py", *words, **({"TRITON_INTERPRET": "1"} if as_on_gpus else {}))
     return [a | {"produced": a["produced"][1:]} for a in json.loads(out.read_text())]
 
 

@@ -2,7 +2,7 @@
 
 Arguments: target directory, drafter directory in z-lab's or speculators' layout, JSON file with `prompts`,
 `max_new_tokens` and `slots`, file to write. That is a JSON list with `tokens` and `produced` (emitted tokens of every
-step, the prompt's pass first) of each prompt.
+step, the prompt's pass first) of each prompt. With TRITON_INTERPRET=1 it is vLLM's model runner for GPUs.
 """
 
 import json
@@ -17,6 +17,8 @@ os.environ |= {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
 }
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import vllm_triton  # noqa: F401  (before vLLM)
 
 import torch
 from vllm import LLM, SamplingParams
