@@ -1,16 +1,20 @@
 """Exports in SGLang, which here runs on a CPU as a platform of our own (sglang_cpu.py)."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from specauf.drafters import DominoDrafter
 from specauf.drafters.base import greedy
 from specauf.export import export_zlab
+from tests.builder.conftest import make_tokenizer
 from tests.drafters.tiny import MASK, VOCAB, tiny_drafter, tiny_target, vocabulary_of
 from tests.interop.environments import run_in
-from tests.interop.readers import compare_decoding, decode_with_sglang
+from tests.interop.readers import Task, compare_decoding, decode_with_sglang, stir, teach, unchosen
+from tests.interop.test_vllm import SHAPE
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +29,26 @@ def test_sglang_decodes_smollm2_as_ours_does_token_for_token_and_cycle_for_cycle
     lengths = compare_decoding(task, drafter, theirs, block_size=slots + 1)
     assert len(lengths) > 50
     assert {1, slots + 1} < set(lengths)
+
+
+@pytest.mark.parametrize("slots", [5, 3])
+def test_sglang_decodes_with_dflash2_as_ours_does_token_for_token_and_cycle_for_cycle(tmp_path, slots: int):
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE | {"max_position_embeddings": 1024}))
+    for part in (model.bfloat16().float(), make_tokenizer()):  # numbers of bfloat16, see `rounded`
+        part.save_pretrained(tmp_path / "target")
+    target = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "target").eval().requires_grad_(False)
+    task = Task(target, torch.randint(0, 256, (8, 9)).tolist(), new=24)
+    settings: dict[str, Any] = {"taps": (1, 3, 4), "mask_token_id": 258, "block_size": 6, "selector_top_k": 7}
+    drafter = teach(target, task.prompts[::2], 16, steps=150, rate=3e-3, kind="dflash2", **settings)
+    stir(drafter, 2.0)
+    export_zlab(drafter, tmp_path / "drafter", dtype=torch.float32)
+    theirs = decode_with_sglang(task, tmp_path / "target", tmp_path / "drafter", tmp_path, slots)
+    lengths = compare_decoding(task, drafter, theirs, block_size=slots + 1)
+    assert len(lengths) > 20
+    assert {1, slots + 1} < set(lengths)
+    with pytest.raises(AssertionError):
+        compare_decoding(task, unchosen(drafter), theirs, block_size=slots + 1)
 
 
 def test_sglangs_rollout_drafts_the_tokens_of_a_domino_export_as_ours_does(tmp_path):
