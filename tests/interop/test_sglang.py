@@ -70,3 +70,16 @@ def test_sglangs_rollout_drafts_the_tokens_of_a_domino_export_as_ours_does(tmp_p
     assert theirs.max() < VOCAB
     assert changed[:, 1:].float().mean() > 0.5
     assert not changed[:, 0].any()
+
+
+def test_sglang_decodes_smollm2_with_dflash2_as_ours_does(choosing, rounded, tmp_path):
+    drafter, task = choosing
+    target, directory = rounded
+    task = replace(task, model=target)
+    export_zlab(drafter, tmp_path / "drafter", dtype=torch.float32)
+    theirs = decode_with_sglang(task, directory, tmp_path / "drafter", tmp_path, 7)
+    lengths = compare_decoding(task, drafter, theirs)
+    assert len(lengths) > 50
+    assert len(set(lengths)) > 3
+    with pytest.raises(AssertionError):
+        compare_decoding(task, unchosen(drafter), theirs)

@@ -95,3 +95,14 @@ def test_vllms_model_runner_for_gpus_decodes_as_ours_does(tmp_path, kind: str, l
     if kind == "dflash2":
         with pytest.raises(AssertionError):
             compare_decoding(task, unchosen(drafter), theirs, block_size=slots + 1)
+
+
+def test_vllms_model_runner_for_gpus_decodes_smollm2_with_dflash2_as_ours_does(choosing, smollm2_directory, tmp_path):
+    drafter, task = choosing
+    export_zlab(drafter, tmp_path / "drafter", dtype=torch.float32)
+    theirs = decode_with_vllm(task, smollm2_directory, tmp_path / "drafter", tmp_path, 7, as_on_gpus=True)
+    lengths = compare_decoding(task, drafter, theirs)
+    assert len(lengths) > 50
+    assert len(set(lengths)) > 3
+    with pytest.raises(AssertionError):
+        compare_decoding(task, unchosen(drafter), theirs)
