@@ -95,17 +95,23 @@ def shake(drafter: DFlash2Drafter) -> None:
     drafter.base_weight = 0.0
 
 
+def unchosen(drafter: DFlash2Drafter) -> DFlash2Drafter:
+    """The drafter with a selector that changes nothing."""
+    other = copy.deepcopy(drafter)
+    torch.nn.init.zeros_(other.candidate_selector.successor_codebook)
+    return other
+
+
 def whole_blocks_without_its_parts(task: Task, drafter: DFlash2Drafter) -> tuple[int, int]:
     """How many whole blocks a DFlash 2 drafter accepts here without its selector, and without its convolutions."""
-    mute, plain = copy.deepcopy(drafter), copy.deepcopy(drafter)
-    mute.candidate_selector.successor_codebook.data.zero_()
+    plain = copy.deepcopy(drafter)
     for name, parameter in plain.named_parameters():
         if name.endswith(("base_kernel", "kernel_projection.weight")):
             parameter.data.zero_()
         if name.endswith("base_kernel"):
             parameter.data[:, 0] = 1.0
     found = []
-    for other in (mute, plain):
+    for other in (unchosen(drafter), plain):
         answers = [
             speculative_generate(
                 task.model, other, torch.tensor([ids]), max_new_tokens=task.new, stop_token_ids=task.stops
@@ -124,22 +130,6 @@ def decode_with(package: str, task: Task, target: str, drafter: Path, folder: Pa
     """
     words = (str(drafter), target, task.write(folder), str(threads))
     return json.loads(run_in(package, f"{package}_decode.py", *words))
-
-
-def stir(drafter: DFlashDrafter, by: float) -> None:
-    """Spoil what DFlash 2 has learnt of choosing at random, so that it drafts other tokens than DFlash would."""
-    assert isinstance(drafter, DFlash2Drafter)
-    learnt = drafter.candidate_selector.successor_codebook
-    with torch.no_grad():
-        learnt += by * torch.randn_like(learnt)
-
-
-def unchosen(drafter: DFlashDrafter) -> DFlashDrafter:
-    """A DFlash 2 drafter whose choices change nothing."""
-    other = copy.deepcopy(drafter)
-    assert isinstance(other, DFlash2Drafter)
-    torch.nn.init.zeros_(other.candidate_selector.successor_codebook)
-    return other
 
 
 def decode_with_vllm(

@@ -7,13 +7,13 @@ import pytest
 import torch
 import transformers
 
-from specauf.drafters import DominoDrafter
+from specauf.drafters import DFlash2Drafter, DominoDrafter
 from specauf.drafters.base import greedy
 from specauf.export import export_zlab
 from tests.builder.conftest import make_tokenizer
 from tests.drafters.tiny import MASK, VOCAB, tiny_drafter, tiny_target, vocabulary_of
 from tests.interop.environments import run_in
-from tests.interop.readers import Task, compare_decoding, decode_with_sglang, stir, teach, unchosen
+from tests.interop.readers import Task, compare_decoding, decode_with_sglang, teach, unchosen
 from tests.interop.test_vllm import SHAPE
 
 pytestmark = pytest.mark.slow
@@ -40,8 +40,8 @@ def test_sglang_decodes_with_dflash2_as_ours_does_token_for_token_and_cycle_for_
     target = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "target").eval().requires_grad_(False)
     task = Task(target, torch.randint(0, 256, (8, 9)).tolist(), new=24)
     settings: dict[str, Any] = {"taps": (1, 3, 4), "mask_token_id": 258, "block_size": 6, "selector_top_k": 7}
-    drafter = teach(target, task.prompts[::2], 16, steps=150, rate=3e-3, kind="dflash2", **settings)
-    stir(drafter, 2.0)
+    drafter = teach(target, task.prompts[::2], 16, steps=150, rate=3e-3, kind=DFlash2Drafter, **settings)
+    assert isinstance(drafter, DFlash2Drafter)
     export_zlab(drafter, tmp_path / "drafter", dtype=torch.float32)
     theirs = decode_with_sglang(task, tmp_path / "target", tmp_path / "drafter", tmp_path, slots)
     lengths = compare_decoding(task, drafter, theirs, block_size=slots + 1)
@@ -72,8 +72,8 @@ def test_sglangs_rollout_drafts_the_tokens_of_a_domino_export_as_ours_does(tmp_p
     assert not changed[:, 0].any()
 
 
-def test_sglang_decodes_smollm2_with_dflash2_as_ours_does(choosing, rounded, tmp_path):
-    drafter, task = choosing
+def test_sglang_decodes_smollm2_with_dflash2_as_ours_does(taught_dflash2, rounded, tmp_path):
+    drafter, task = taught_dflash2
     target, directory = rounded
     task = replace(task, model=target)
     export_zlab(drafter, tmp_path / "drafter", dtype=torch.float32)
