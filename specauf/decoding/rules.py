@@ -84,7 +84,7 @@ class Rejection(_Sampled):
 
 
 class GreedyDraft(_Sampled):
-    """z-lab's sampling: draft argmaxes, accept while a sample of the target equals them.
+    """Draft argmaxes, accept while a sample of the target equals them, as z-lab's code did at first.
 
     The law is the target's too; acceptance is p(argmax q) a slot, so figures do not compare with rejection sampling's.
     """

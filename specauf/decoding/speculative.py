@@ -45,7 +45,7 @@ def speculative_generate(
         stop_token_ids: end the answer, and are its last token; the target's own when None.
         top_k: sample among the k most probable tokens.
         top_p: sample among the most probable tokens that hold this mass.
-        sampling: `rejection`, or `greedy-draft` as z-lab's clients do.
+        sampling: `rejection`, or `greedy-draft`, which drafts the most probable tokens.
         block_size: a shorter block than the drafter was trained with.
         vocabulary: made from the target when None; one with a reduced head drafts those tokens only.
         generator: of the random numbers, on the target's device.

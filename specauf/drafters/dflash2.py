@@ -23,7 +23,7 @@ from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
 from specauf.linear import Linear
 
-CutAt = Literal["final", "base", "own"]
+CutAt = Literal["base", "final", "own"]
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class DFlash2Drafter(DFlashDrafter):
         config: DrafterConfig,
         *,
         activation_checkpointing: bool = False,
-        auf_on: CutAt = "final",
+        auf_on: CutAt = "base",
         base_weight: float = 1.0,
     ) -> None:
         assert isinstance(config, DFlash2Config)
@@ -216,7 +216,7 @@ class DFlash2Drafter(DFlashDrafter):
         context = self.candidate_selector.context(rows, batch.tokens[at])
         wide = torch.cat([rows, context.to(rows.dtype)], -1)
         cuts: dict[CutAt, tuple[Support, Support]]
-        cuts = {"final": ("final", "own"), "base": ("own", "whole"), "own": ("own", "own")}
+        cuts = {"base": ("own", "whole"), "final": ("final", "own"), "own": ("own", "own")}
         on_base, on_final = cuts[self.auf_on]
         return [
             Branch("base", rows, vocabulary.logits, self.base_weight, on_base),

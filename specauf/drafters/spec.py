@@ -203,8 +203,8 @@ class DFlash2Spec(DFlashSpec):
         conv_group_size: channels that share the dynamic part of a kernel; a divisor of hidden_size.
         selector_rank: width of the selector's codebooks.
         selector_top_k: candidates a slot.
-        auf_on: where a loss that cuts at the first failure cuts: final (both losses where the drafted tokens fail),
-            base (the base loss alone, at its own failure; the final one over the whole block), own (each at its own).
+        auf_on: where a loss that cuts at the first failure cuts: base (the base loss alone, at its own failure; the
+            final one over the whole block), final (both where the drafted tokens fail), own (each at its own failure).
         base_weight: of the loss on the logits before the choice; that on the final ones has weight 1.
         more: those of `DFlashSpec`.
     """
@@ -217,7 +217,7 @@ class DFlash2Spec(DFlashSpec):
         conv_group_size: int = 16,
         selector_rank: int = 256,
         selector_top_k: int = 16,
-        auf_on: CutAt = "final",
+        auf_on: CutAt = "base",
         base_weight: float = 1.0,
         **more: Any,
     ) -> None:

@@ -56,7 +56,7 @@ def evaluate_command(
         temperatures: decode once at each; 0 is greedy.
         top_k: above temperature 0, sample among the k most probable tokens.
         top_p: above temperature 0, sample among the most probable tokens that hold this mass.
-        sampling: rejection, or greedy-draft as z-lab's clients do.
+        sampling: rejection, or greedy-draft, which drafts the most probable tokens.
         block_sizes: decode once with each; null is the trained one.
         seed: of sampling.
         dtype: what the target computes in; its config's when not given.

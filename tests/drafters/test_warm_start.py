@@ -92,7 +92,7 @@ def test_a_dflash_drafter_becomes_a_dflash_2_drafter_that_drafts_the_same(traine
     assert not drafter.candidate_selector.successor_codebook.any()
     drafter.save_pretrained(tmp_path / "two")
     again = build(DFlash2Spec(block_size=6, init=tmp_path / "two", base_weight=0.5), tiny_cache)
-    assert (again.auf_on, again.base_weight, again.config.selector_rank) == ("final", 0.5, 8)
+    assert (again.auf_on, again.base_weight, again.config.selector_rank) == ("base", 0.5, 8)
 
 
 def test_a_served_drafter_goes_on_from_a_cache_of_sketches(trained, tmp_path: Path):

@@ -96,9 +96,7 @@ def test_vllms_model_runner_for_gpus_decodes_as_ours_does(tmp_path, kind: type[D
             compare_decoding(task, unchosen(drafter), theirs, block_size=slots + 1)
 
 
-def test_vllms_model_runner_for_gpus_decodes_smollm2_with_dflash2_as_ours(
-    taught_dflash2, smollm2_directory, tmp_path
-):
+def test_vllms_model_runner_for_gpus_decodes_smollm2_with_dflash2_as_ours(taught_dflash2, smollm2_directory, tmp_path):
     drafter, task = taught_dflash2
     export_zlab(drafter, tmp_path / "drafter", dtype=torch.float32)
     theirs = decode_with_vllm(task, smollm2_directory, tmp_path / "drafter", tmp_path, 7, as_on_gpus=True)
