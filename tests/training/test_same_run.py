@@ -65,6 +65,19 @@ def test_one_rank_two_ranks_and_accumulation_agree(tiny_cache, tmp_path, loss):
         assert json.loads((run / "summary.json").read_text())["steps"] == 12
 
 
+@pytest.mark.parametrize("drafter", ["dflash2", pytest.param("domino", marks=pytest.mark.slow)])
+def test_two_losses_are_on_two_ranks_what_they_are_on_one(tiny_cache, tmp_path, drafter):
+    options = ("--model.loss=auf", f"--model.drafter={drafter}", *COMMON)
+    one = tmp_path / "one"
+    assert fit_here(tiny_cache, one, *options, *LAYOUTS["one"]) == 0
+    two = on_two_ranks(tiny_cache, tmp_path, *options, *LAYOUTS["two-ranks"])
+    for name in ("train/loss", "train/tau", "train/final_tau"):
+        assert len(logged(one, name)) == 12
+    assert list(logged(two).values()) == pytest.approx(list(logged(one).values()), rel=1e-5, abs=1e-5)
+    for key, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[key], value, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("head", [(), ("--model.head_tokens=64",)])
 def test_ddp_sends_no_frozen_vocabulary_around(tiny_cache, tmp_path, monkeypatch, head):
     seen, end = [], Throughput.on_train_batch_end
