@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from specauf.drafters import DFlash2Drafter, DFlashDrafter, DominoDrafter, Drafter, build_drafter
-from specauf.drafters.config import zlab_kind
+from specauf.drafters import DFlashDrafter, Drafter, build_drafter, zlab_class
 from specauf.drafters.files import CONFIG, WEIGHTS, read_json
 from specauf.drafters.foreign import require_numbers, require_structure
 from specauf.errors import UserError
@@ -97,16 +96,15 @@ def load_directory(path: Path, num_target_layers: int | None = None) -> DFlashDr
             f"{path}: mask_embedding.pt found, none expected: vLLM puts it in the place of the target's mask row, "
             "which is not built here; take a drafter that was trained with the target's own row"
         )
-    kinds = {kind.name: kind for kind in (DFlashDrafter, DFlash2Drafter, DominoDrafter)}
     if not is_speculators(raw):
-        return kinds.get(zlab_kind(raw), DFlashDrafter).from_pretrained(path)
+        return zlab_class(raw).from_pretrained(path)
     config, weights, ids = read_speculators(path, num_target_layers)
     if ids is not None:
         raise UserError(
             f"draft_vocab_size: {len(ids)} in {path}, the whole {config.vocab_size} expected; a drafter with a reduced "
             "head cannot be read without its d2t"
         )
-    drafter = kinds[config.kind](config)
+    drafter = zlab_class(raw)(config)  # its fields lie at the top here
     drafter.load_state_dict({name: value.float() for name, value in weights.items()})
     return drafter.eval()
 

@@ -8,7 +8,15 @@ from specauf.drafters.domino import DominoConfig, DominoDrafter
 from specauf.drafters.masked import MaskedConfig, MaskedDrafter
 from specauf.drafters.memory import ContextMemory
 from specauf.drafters.sketch import sketch_of
-from specauf.drafters.spec import DFlash2Spec, DFlashSpec, DominoSpec, DrafterSpec, MaskedSpec, build_drafter
+from specauf.drafters.spec import (
+    DFlash2Spec,
+    DFlashSpec,
+    DominoSpec,
+    DrafterSpec,
+    MaskedSpec,
+    build_drafter,
+    zlab_class,
+)
 from specauf.drafters.vocabulary import TargetVocabulary
 
 __all__ = [
@@ -33,4 +41,5 @@ __all__ = [
     "build_drafter",
     "greedy",
     "sketch_of",
+    "zlab_class",
 ]

@@ -8,6 +8,7 @@ from specauf.cache import Manifest
 from specauf.cache.target import TargetFiles
 from specauf.drafters.attention import AttentionKind
 from specauf.drafters.base import Drafter
+from specauf.drafters.config import zlab_kind
 from specauf.drafters.dflash import DFlashDrafter
 from specauf.drafters.dflash2 import CutAt, DFlash2Config, DFlash2Drafter
 from specauf.drafters.domino import AufOn, DominoConfig, DominoDrafter
@@ -27,6 +28,12 @@ def build_drafter(name: str, config: dict[str, Any]) -> Drafter:
         raise UserError(f"{said}; one of your own must be imported by specauf/drafters/__init__.py")
     kind = Drafter.kinds[name]
     return kind(kind.config_class.from_dict(config))
+
+
+def zlab_class(raw: dict[str, Any]) -> type[DFlashDrafter]:
+    """The class of a z-lab style `config.json`; DFlash's where there is none of that name, which then refuses it."""
+    kind = Drafter.kinds.get(zlab_kind(raw), DFlashDrafter)
+    return kind if issubclass(kind, DFlashDrafter) else DFlashDrafter
 
 
 def require_kind(spec: "DrafterSpec", drafter: Drafter) -> None:

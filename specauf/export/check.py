@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from specauf.drafters import DFlash2Config, DominoConfig, DrafterConfig
-from specauf.drafters.config import zlab_kind
+from specauf.drafters import DrafterConfig, zlab_class
 from specauf.drafters.files import Weights, open_weights
 from specauf.drafters.foreign import require_numbers, require_structure
 from specauf.errors import UserError
@@ -92,8 +91,7 @@ def _shape_config(raw: dict[str, Any], ours: bool) -> DrafterConfig | None:
 
     try:
         plain = to_zlab_config(raw, raw.get("num_target_layers") or 10**6) if ours else raw
-        kinds = {"dflash": DrafterConfig, "dflash2": DFlash2Config}
-        return kinds.get(zlab_kind(plain), DominoConfig).from_zlab(check_config.lenient(plain))
+        return zlab_class(plain).config_class.from_zlab(check_config.lenient(plain))
     except (UserError, TypeError):
         return None
 
