@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from specauf.decoding.sampling import leading, reject_or_accept, sample, warp
-from specauf.drafters.base import Proposal, greedy
+from specauf.drafters.proposal import Proposal, greedy
 from specauf.errors import UserError
 
 Sampling = Literal["rejection", "greedy-draft"]

@@ -10,8 +10,9 @@ from torch import Tensor
 from specauf.decoding.result import Cycle, DecodeResult
 from specauf.decoding.rules import Rule, Sampling, make_rule
 from specauf.decoding.stopwatch import Stopwatch
-from specauf.drafters.base import Drafter, Proposal
+from specauf.drafters.base import Drafter
 from specauf.drafters.memory import ContextMemory
+from specauf.drafters.proposal import Proposal
 from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
 from specauf.rotary import frequencies_stay

@@ -1,12 +1,13 @@
 """Drafters: small models that propose a block of tokens for the target to verify."""
 
-from specauf.drafters.base import Branch, Drafter, Proposal, greedy
+from specauf.drafters.base import Branch, Drafter
 from specauf.drafters.config import DrafterConfig
 from specauf.drafters.dflash import DFlashDrafter
 from specauf.drafters.dflash2 import DFlash2Config, DFlash2Drafter
 from specauf.drafters.domino import DominoConfig, DominoDrafter
 from specauf.drafters.masked import MaskedConfig, MaskedDrafter
 from specauf.drafters.memory import ContextMemory
+from specauf.drafters.proposal import Proposal, greedy
 from specauf.drafters.sketch import sketch_of
 from specauf.drafters.spec import (
     DFlash2Spec,

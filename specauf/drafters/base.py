@@ -15,6 +15,7 @@ from specauf.drafters.attention import Attend, AttentionKind, BlockLayout, SdpaA
 from specauf.drafters.blocks import BlockLayer, KeyValue, Rotation, initialise, rotation
 from specauf.drafters.config import DrafterConfig
 from specauf.drafters.memory import ContextMemory
+from specauf.drafters.proposal import Choose, Proposal, greedy
 from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
 
@@ -42,30 +43,13 @@ class Branch:
     support: Support = "own"
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """Drafted tokens of one cycle.
+def tokens_before(batch: BlockBatch, slots: int) -> Int[Tensor, "blocks slots"]:
+    """The data's token before each drafted slot, the anchor's before the first.
 
-    Attributes:
-        tokens: target ids.
-        probs: the distribution each was drawn from, over the target's vocabulary; None when they are argmaxes.
+    A block that hangs over the end has no valid slot there: what is given for it does not matter.
     """
-
-    tokens: Int[Tensor, "prompts slots"]
-    probs: Float[Tensor, "prompts slots vocab"] | None = None
-
-    def first(self, slots: int) -> "Proposal":
-        """The first slots alone."""
-        return Proposal(self.tokens[:, :slots], None if self.probs is None else self.probs[:, :slots])
-
-
-# Draft logits -> (index of the chosen column, the distribution it was drawn from or None for an argmax).
-Choose = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-
-
-def greedy(logits: Float[Tensor, "*rows vocab"]) -> tuple[Int[Tensor, "*rows"], None]:
-    """The most probable token."""
-    return logits.argmax(-1), None
+    steps = torch.arange(slots, device=batch.anchors.device)
+    return batch.tokens[(batch.anchors[:, None] + steps).clamp(max=len(batch.tokens) - 1)]
 
 
 class Drafter(nn.Module, ABC):
@@ -285,21 +269,12 @@ class Drafter(nn.Module, ABC):
         labels: Int[Tensor, "blocks slots"],
         vocabulary: TargetVocabulary,
     ) -> tuple[Float[Tensor, "alive draft_vocab"], Int[Tensor, " alive"]]:
-        """`slot_logits`, and the column that is drafted greedily from them."""
-        logits = self.slot_logits(rows, slot, alive, anchor_tokens, labels, vocabulary)
-        return logits, logits.argmax(-1)
+        """Logits of one slot of some blocks as the loss sees them, and the column that is drafted greedily.
 
-    def slot_logits(
-        self,
-        rows: Float[Tensor, "blocks slots hidden"],
-        slot: int,
-        alive: Int[Tensor, " alive"],
-        anchor_tokens: Int[Tensor, " blocks"],
-        labels: Int[Tensor, "blocks slots"],
-        vocabulary: TargetVocabulary,
-    ) -> Float[Tensor, "alive draft_vocab"]:
-        """Logits of one slot of some blocks as the loss sees them, given that all earlier slots drafted the labels."""
-        return vocabulary.logits(rows[alive, slot])
+        All earlier slots are taken to have drafted the labels.
+        """
+        logits = vocabulary.logits(rows[alive, slot])
+        return logits, logits.argmax(-1)
 
     def check(self, vocabulary: TargetVocabulary, feature_dim: int | None) -> None:
         """Refuse another target's vocabulary or features.

@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from specauf.data.batch import BlockBatch
-from specauf.drafters.base import Branch, Choose, Proposal, Support
+from specauf.drafters.base import Branch, Support, tokens_before
 from specauf.drafters.config import DrafterConfig, DtypeName
 from specauf.drafters.convolution import ConvLayer
 from specauf.drafters.dflash import DFlashDrafter
+from specauf.drafters.proposal import Choose, Proposal, left_to_right
 from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
 from specauf.linear import Linear
@@ -210,10 +211,7 @@ class DFlash2Drafter(DFlashDrafter):
     def branches(self, batch: BlockBatch, vocabulary: TargetVocabulary, progress: float = 0.0) -> list[Branch]:
         """The logits U and the final ones: loss = base_weight base + final."""
         rows = self(batch, vocabulary)
-        steps = torch.arange(rows.shape[1], device=rows.device)
-        # A block that hangs over the end has no valid slot there: what the selector reads for it does not matter.
-        at = (batch.anchors[:, None] + steps).clamp(max=len(batch.tokens) - 1)
-        context = self.candidate_selector.context(rows, batch.tokens[at])
+        context = self.candidate_selector.context(rows, tokens_before(batch, rows.shape[1]))
         wide = torch.cat([rows, context.to(rows.dtype)], -1)
         cuts: dict[CutAt, tuple[Support, Support]]
         cuts = {"base": ("own", "whole"), "final": ("final", "own"), "own": ("own", "own")}
@@ -234,16 +232,12 @@ class DFlash2Drafter(DFlashDrafter):
         head = SelectorHead(self.candidate_selector, vocabulary)
         logits = vocabulary.logits(rows)
         columns = head.candidates(logits)
-        token, tokens, probs = anchor_tokens, [], []
-        for slot in range(rows.shape[1]):
-            context = self.candidate_selector.context(rows[:, slot], token)
-            final = head.rescored(logits[:, slot], columns[:, slot], context)
-            column, chances = choose(only(final, columns[:, slot]))
-            token = vocabulary.to_target(column)
-            tokens.append(token)
-            if chances is not None:
-                probs.append(vocabulary.widen(chances))
-        return Proposal(torch.stack(tokens, 1), torch.stack(probs, 1) if probs else None)
+
+        def final(slot: int, before: Tensor) -> Tensor:
+            context = self.candidate_selector.context(rows[:, slot], before)
+            return only(head.rescored(logits[:, slot], columns[:, slot], context), columns[:, slot])
+
+        return left_to_right(rows.shape[1], anchor_tokens, vocabulary, choose, final)
 
     def slot_draft(
         self,
@@ -261,7 +255,3 @@ class DFlash2Drafter(DFlashDrafter):
         columns = head.candidates(logits)
         final = head.rescored(logits, columns, self.candidate_selector.context(rows[alive, slot], before))
         return final, only(final, columns).argmax(-1)
-
-    def slot_logits(self, *args: Any, **more: Any) -> Float[Tensor, "alive draft_vocab"]:
-        """The former alone."""
-        return self.slot_draft(*args, **more)[0]

@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from specauf.data.batch import BlockBatch
-from specauf.drafters.base import Branch, Choose, Proposal, Support
+from specauf.drafters.base import Branch, Support, tokens_before
 from specauf.drafters.config import DrafterConfig, DtypeName
 from specauf.drafters.dflash import DFlashDrafter
+from specauf.drafters.proposal import Choose, Proposal, left_to_right
 from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
 from specauf.linear import Linear, linear
@@ -162,10 +163,7 @@ class DominoDrafter(DFlashDrafter):
     def branches(self, batch: BlockBatch, vocabulary: TargetVocabulary, progress: float = 0.0) -> list[Branch]:
         """Base and final logits: loss = lambda base + (1 - lambda) final."""
         rows = self(batch, vocabulary)
-        steps = torch.arange(rows.shape[1], device=rows.device)
-        # A block that hangs over the end has no valid slot there: what the head reads for it does not matter.
-        at = (batch.anchors[:, None] + steps).clamp(max=len(batch.tokens) - 1)
-        wide = self.widened(rows, self._states(batch.tokens[at], vocabulary), first=0)
+        wide = self.widened(rows, self._states(tokens_before(batch, rows.shape[1]), vocabulary), first=0)
         share = self.base_share(progress)
         support: Support
         support = "whole" if self.auf_on == "base" else "base" if self.auf_on == "shared" else "own"
@@ -192,19 +190,17 @@ class DominoDrafter(DFlashDrafter):
         """Tokens slot by slot: each is corrected by those drafted before it."""
         head = CorrectionHead(self.embed_proj, vocabulary)
         base = vocabulary.logits(rows)  # of all slots at once: the head is read once, not slot by slot
-        state, token = None, anchor_tokens
-        tokens, probs = [], []
-        for slot in range(rows.shape[1]):
-            out, state = self.prefix_gru(self._embedded(token[:, None], vocabulary), state)
-            correction = head.correction(self.widened(rows[:, slot : slot + 1], out, slot))
-            column, chances = choose((base[:, slot : slot + 1] + correction.to(base.dtype))[:, 0])
-            token = vocabulary.to_target(column)
-            tokens.append(token)
-            if chances is not None:
-                probs.append(vocabulary.widen(chances))
-        return Proposal(torch.stack(tokens, 1), torch.stack(probs, 1) if probs else None)
+        state = None
 
-    def slot_logits(
+        def corrected(slot: int, before: Tensor) -> Tensor:
+            nonlocal state
+            out, state = self.prefix_gru(self._embedded(before[:, None], vocabulary), state)
+            correction = head.correction(self.widened(rows[:, slot : slot + 1], out, slot))
+            return (base[:, slot : slot + 1] + correction.to(base.dtype))[:, 0]
+
+        return left_to_right(rows.shape[1], anchor_tokens, vocabulary, choose, corrected)
+
+    def slot_draft(
         self,
         rows: Float[Tensor, "blocks slots hidden"],
         slot: int,
@@ -212,12 +208,13 @@ class DominoDrafter(DFlashDrafter):
         anchor_tokens: Int[Tensor, " blocks"],
         labels: Int[Tensor, "blocks slots"],
         vocabulary: TargetVocabulary,
-    ) -> Float[Tensor, "alive draft_vocab"]:
-        """Final logits of one slot, given that all earlier slots drafted the labels."""
+    ) -> tuple[Float[Tensor, "alive draft_vocab"], Int[Tensor, " alive"]]:
+        """Final logits of one slot, given that all earlier slots drafted the labels, and the best column."""
         seen = torch.cat([anchor_tokens[alive, None], labels[alive, :slot]], 1)
         state = self._states(seen, vocabulary)[:, -1:]
         head = CorrectionHead(self.embed_proj, vocabulary)
-        return head(self.widened(rows[alive, slot : slot + 1], state, slot))[:, 0]
+        logits = head(self.widened(rows[alive, slot : slot + 1], state, slot))[:, 0]
+        return logits, logits.argmax(-1)
 
     def _states(
         self, tokens: Int[Tensor, "blocks some"], vocabulary: TargetVocabulary

@@ -9,7 +9,7 @@ from torch import Tensor
 from specauf.decoding import speculative_generate, speculative_generate_batch
 from specauf.decoding.rules import make_rule
 from specauf.decoding.sampling import leading, reject_or_accept, sample, warp
-from specauf.drafters.base import Proposal
+from specauf.drafters.proposal import Proposal
 from tests.drafters.tiny import prompt, tiny_dflash, tiny_target
 
 V, SLOTS, SAMPLES = 5, 2, 200_000

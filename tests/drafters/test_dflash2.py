@@ -131,7 +131,6 @@ def test_replay_and_audit_see_the_trained_logits_and_draft_candidates():
     for slot in range(BLOCK - 1):
         given = (hidden[:4], slot, alive[:4], batch.tokens[batch.anchors[:4]], labels, vocabulary)
         logits, column = drafter.slot_draft(*given)
-        assert torch.equal(drafter.slot_logits(*given), logits)
         torch.testing.assert_close(logits, trained[:4, slot])
         scores = logits.gather(-1, best[:4, slot])
         assert torch.equal(column, best[alive[:4], slot, scores.argmax(-1)])

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from specauf.drafters import DFlash2Drafter, DominoDrafter
-from specauf.drafters.base import greedy
+from specauf.drafters.proposal import greedy
 from specauf.export import export_zlab
 from tests.builder.conftest import make_tokenizer
 from tests.drafters.tiny import MASK, VOCAB, tiny_drafter, tiny_target, vocabulary_of

@@ -8,7 +8,7 @@ import torch
 
 from specauf.checkpoint import load_directory
 from specauf.drafters import DominoDrafter
-from specauf.drafters.base import greedy
+from specauf.drafters.proposal import greedy
 from tests.builder.conftest import make_target
 from tests.drafters.test_kinds import learn
 from tests.drafters.tiny import (
@@ -72,7 +72,7 @@ def test_domino_gives_specforges_final_logits_in_training_and_in_replay(answered
     with torch.no_grad():
         for slot in range(BLOCK - 1):
             given = (rows, slot, everyone, tokens[:, 0], tokens[:, 1:], ours["vocabulary"])
-            torch.testing.assert_close(drafter.slot_logits(*given), expected[:, slot], atol=1e-5, rtol=0)
+            torch.testing.assert_close(drafter.slot_draft(*given)[0], expected[:, slot], atol=1e-5, rtol=0)
     changed = (expected - ours["base"]).abs().amax((0, 2)) > 1e-2
     assert changed.tolist() == [slot >= PREFIXES[number] for slot in range(BLOCK - 1)]
 
@@ -98,7 +98,7 @@ def test_a_domino_that_specforge_wrote_is_read_with_the_same_logits(answered, nu
     with torch.no_grad():
         for slot in range(BLOCK - 1):
             given = (rows, slot, torch.arange(len(rows)), tokens[:, 0], tokens[:, 1:], ours["vocabulary"])
-            torch.testing.assert_close(read.slot_logits(*given), theirs["final"][:, slot + 1], atol=1e-5, rtol=0)
+            torch.testing.assert_close(read.slot_draft(*given)[0], theirs["final"][:, slot + 1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["dflash", "domino"])
