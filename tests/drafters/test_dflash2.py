@@ -16,17 +16,13 @@ from specauf.errors import UserError
 from specauf.module import to_head_vocabulary
 from specauf.objectives import AcceptUntilFail, CrossEntropy, Objective, Uniform
 from specauf.objectives.support import branch_losses
-from tests.drafters.tiny import BLOCK, VOCAB, batch_of, document, tiny_drafter, tiny_target, vocabulary_of
+from tests.drafters.tiny import BLOCK, VOCAB, five_blocks, tiny_drafter, tiny_target
 
 TOP = 5
 
 
 def blocks():
-    target = tiny_target()
-    drafter = tiny_drafter("dflash2", target)
-    assert isinstance(drafter, DFlash2Drafter)
-    d = document(target, 5, 24, 1)
-    return drafter, vocabulary_of(target), batch_of([d], [[5, 8, 14, 20, 25]]), d
+    return five_blocks("dflash2")
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), st.sampled_from([1, 2, 4]))

@@ -11,15 +11,11 @@ from specauf.errors import UserError
 from specauf.module import to_head_vocabulary
 from specauf.objectives import AcceptUntilFail, CrossEntropy, ExponentialDecay, Objective, SoftTail, Uniform, WarmUp
 from specauf.objectives.support import branch_losses, whole_block
-from tests.drafters.tiny import BLOCK, batch_of, document, tiny_drafter, tiny_target, vocabulary_of
+from tests.drafters.tiny import BLOCK, five_blocks, tiny_drafter, tiny_target
 
 
 def blocks():
-    target = tiny_target()
-    drafter = tiny_drafter("domino", target)
-    assert isinstance(drafter, DominoDrafter)
-    d = document(target, 5, 24, 1)
-    return drafter, vocabulary_of(target), batch_of([d], [[5, 8, 14, 20, 25]]), d
+    return five_blocks("domino")
 
 
 def test_final_logits_equal_a_slow_reference_written_from_the_paper():

@@ -159,3 +159,10 @@ def batch_of(documents: list[TinyDocument], anchors: list[list[int]], block_size
 
 def vocabulary_of(target: Any) -> TargetVocabulary:
     return TargetVocabulary.from_target(target)
+
+
+def five_blocks(kind: str) -> tuple[Any, TargetVocabulary, BlockBatch, TinyDocument]:
+    """A drafter with random weights, and blocks over one answer, the last of them hanging over its end."""
+    target = tiny_target()
+    d = document(target, 5, 24, 1)
+    return tiny_drafter(kind, target), vocabulary_of(target), batch_of([d], [[5, 8, 14, 20, 25]]), d
