@@ -1,10 +1,11 @@
 """Drafters: small models that propose a block of tokens for the target to verify."""
 
-from specauf.drafters.base import Branch, Drafter
+from specauf.drafters.base import Branch, Confidence, Drafter
 from specauf.drafters.config import DrafterConfig
 from specauf.drafters.dflash import DFlashDrafter
 from specauf.drafters.dflash2 import DFlash2Config, DFlash2Drafter
 from specauf.drafters.domino import DominoConfig, DominoDrafter
+from specauf.drafters.dspark import DSparkConfig, DSparkDrafter
 from specauf.drafters.masked import MaskedConfig, MaskedDrafter
 from specauf.drafters.memory import ContextMemory
 from specauf.drafters.proposal import Proposal, greedy
@@ -14,6 +15,7 @@ from specauf.drafters.spec import (
     DFlashSpec,
     DominoSpec,
     DrafterSpec,
+    DSparkSpec,
     MaskedSpec,
     build_drafter,
     zlab_class,
@@ -22,12 +24,16 @@ from specauf.drafters.vocabulary import TargetVocabulary
 
 __all__ = [
     "Branch",
+    "Confidence",
     "ContextMemory",
     "DFlash2Config",
     "DFlash2Drafter",
     "DFlash2Spec",
     "DFlashDrafter",
     "DFlashSpec",
+    "DSparkConfig",
+    "DSparkDrafter",
+    "DSparkSpec",
     "DominoConfig",
     "DominoDrafter",
     "DominoSpec",

@@ -24,6 +24,19 @@ Support = Literal["own", "whole", "base", "final"]
 
 
 @dataclass(frozen=True)
+class Confidence:
+    """How sure a drafter is of each slot, to be trained beside the tokens.
+
+    Attributes:
+        logits: of being accepted, given that all slots before are.
+        weight: of its loss.
+    """
+
+    logits: Float[Tensor, "blocks slots"]
+    weight: float
+
+
+@dataclass(frozen=True)
 class Branch:
     """One output of a drafter that a loss can be put on.
 
@@ -34,6 +47,7 @@ class Branch:
         weight: share of this branch's loss in the total.
         support: slots that count under a loss that cuts at the first failure: this branch's "own" failure, the "whole"
             block, or those that it counts on the branch of this name, which has its "own".
+        confidence: in what this branch says, where the drafter has one.
     """
 
     name: str
@@ -41,6 +55,7 @@ class Branch:
     head: Head
     weight: float
     support: Support = "own"
+    confidence: Confidence | None = None
 
 
 def tokens_before(batch: BlockBatch, slots: int) -> Int[Tensor, "blocks slots"]:

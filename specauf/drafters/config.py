@@ -306,10 +306,13 @@ class DrafterConfig:
 
 
 def zlab_kind(raw: dict[str, Any]) -> str:
-    """Which kind of drafter a z-lab style `config.json` is of: what `projector_type` says, DFlash 2 or DFlash."""
+    """Which kind of drafter a z-lab style `config.json` is of: what `projector_type` says, or whose fields it has."""
     inner = raw.get("dflash_config") or {}
-    chooses = inner.get("selector_rank", raw.get("selector_rank"))
-    return str(inner.get("projector_type") or ("dflash" if chooses is None else "dflash2"))
+    if inner.get("projector_type"):
+        return str(inner["projector_type"])
+    owners = {"selector_rank": "dflash2", "markov_rank": "dspark"}
+    kinds = (kind for name, kind in owners.items() if inner.get(name, raw.get(name)) is not None)
+    return next(kinds, "dflash")
 
 
 def _check_taps(taps: tuple[int, ...], num_target_layers: int) -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from specauf.cache import Manifest
 from specauf.cache.target import TargetFiles
@@ -12,6 +12,7 @@ from specauf.drafters.config import zlab_kind
 from specauf.drafters.dflash import DFlashDrafter
 from specauf.drafters.dflash2 import CutAt, DFlash2Config, DFlash2Drafter
 from specauf.drafters.domino import AufOn, DominoConfig, DominoDrafter
+from specauf.drafters.dspark import DSparkConfig, DSparkDrafter
 from specauf.drafters.masked import MaskedConfig, MaskedDrafter
 from specauf.drafters.warm_start import continue_from
 from specauf.errors import UserError, unknown_name
@@ -247,6 +248,47 @@ class DFlash2Spec(DFlashSpec):
             activation_checkpointing=self.activation_checkpointing,
             auf_on=self.auf_on,
             base_weight=self.base_weight,
+        )
+
+
+class DSparkSpec(DFlashSpec):
+    """A DSpark drafter for the cache's target; `init` may also be a DFlash drafter, its heads then start fresh.
+
+    Args:
+        markov_rank: width of the Markov head.
+        markov_head_type: vanilla (a slot's bias depends on the token before it), gated (on its hidden state too), rnn
+            (on all tokens before it). vLLM and llama.cpp read vanilla alone.
+        enable_confidence_head: also learn how likely each slot is accepted, for servers that verify only likely slots.
+        confidence_weight: of that loss, beside 1 for the tokens' loss.
+        more: those of `DFlashSpec`.
+    """
+
+    name = "dspark"
+
+    def __init__(
+        self,
+        markov_rank: int = 256,
+        markov_head_type: Literal["vanilla", "gated", "rnn"] = "vanilla",
+        enable_confidence_head: bool = True,
+        confidence_weight: float = 1.0,
+        **more: Any,
+    ) -> None:
+        super().__init__(**more)
+        if not 0 <= confidence_weight < float("inf"):
+            raise UserError(f"confidence_weight: {confidence_weight} found, a finite number from 0 expected")
+        self.heads: dict[str, Any] = {
+            "markov_rank": markov_rank,
+            "markov_head_type": markov_head_type,
+            "enable_confidence_head": enable_confidence_head,
+        }
+        self.confidence_weight = confidence_weight
+
+    def _fresh(self, manifest: Manifest, target: TargetFiles) -> Drafter:
+        config = DSparkConfig.from_target(target.config, **self._settings(manifest), **self.heads)
+        return DSparkDrafter(
+            config,
+            activation_checkpointing=self.activation_checkpointing,
+            confidence_weight=self.confidence_weight,
         )
 
 

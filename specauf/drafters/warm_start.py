@@ -9,6 +9,7 @@ from specauf.drafters.config import DrafterConfig
 from specauf.drafters.dflash import DFlashDrafter
 from specauf.drafters.dflash2 import DFlash2Drafter
 from specauf.drafters.domino import DominoDrafter
+from specauf.drafters.dspark import DSparkDrafter
 from specauf.drafters.sketch import sketch_of
 from specauf.errors import UserError
 
@@ -18,8 +19,8 @@ _SAME = ("hidden_size", "vocab_size", "num_target_layers", "taps", "feature_dim"
 def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
     """The drafter at `init`, ready to go on training on a cache.
 
-    A DFlash drafter may also become the backbone of a Domino or DFlash 2 drafter. On a cache of sketches `fc` is
-    narrowed to read them.
+    A DFlash drafter may also become the backbone of a Domino, DSpark or DFlash 2 drafter. On a cache of sketches `fc`
+    is narrowed to read them.
 
     Args:
         init: a run, a checkpoint, a z-lab or a speculators directory.
@@ -32,7 +33,7 @@ def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
     from specauf.checkpoint import load_drafter  # it reads all kinds of drafters, and so imports this package
 
     found = load_drafter(init, fresh.config.num_target_layers)
-    grows = type(found) is DFlashDrafter and isinstance(fresh, DFlash2Drafter | DominoDrafter)
+    grows = type(found) is DFlashDrafter and isinstance(fresh, DFlash2Drafter | DominoDrafter | DSparkDrafter)
     if type(found) is not type(fresh) and not grows:
         raise UserError(f"init: {init} holds a {found.name} drafter, {fresh.name} expected; train DRAFTER={found.name}")
     sketch = sketch_of(target) if fresh.needs_features else None
@@ -46,6 +47,8 @@ def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
         found.auf_on, found.base_start, found.base_ratio = fresh.auf_on, fresh.base_start, fresh.base_ratio
     if isinstance(found, DFlash2Drafter) and isinstance(fresh, DFlash2Drafter):
         found.auf_on, found.base_weight = fresh.auf_on, fresh.base_weight
+    if isinstance(found, DSparkDrafter) and isinstance(fresh, DSparkDrafter):
+        found.confidence_weight = fresh.confidence_weight
     if sketch and isinstance(found, DFlashDrafter):
         return found.unfold_sketch(sketch)
     return found

@@ -43,6 +43,7 @@ class LossOutput:
         correct: the greedy draft token equals the accepted one (objective's `failure`); False where not seen.
         alpha: sum_v min(p_v, q_v), 0 where not seen; None when the batch carries no teacher.
         complete: every valid slot was seen, whatever the drafter said.
+        confidence_error: |confidence - what came|, of each slot; None where the drafter has no confidence.
     """
 
     numerator: Float[Tensor, ""]
@@ -54,13 +55,14 @@ class LossOutput:
     correct: Bool[Tensor, "blocks slots"]
     alpha: Float[Tensor, "blocks slots"] | None = None
     complete: bool = True
+    confidence_error: Float[Tensor, "blocks slots"] | None = None
 
     def summary(self) -> dict[str, Tensor]:
         """Scalars to log: see `specauf.metrics` for the same over many batches.
 
         tau: 1 + accepted, mean over blocks with a valid slot. support_ratio: supported / valid slots.
         support_accuracy: correct / supported slots. token_accuracy: correct / valid slots, when `complete`.
-        alpha: mean over seen slots.
+        alpha: mean over seen slots. confidence_error: mean over supported slots.
         """
         support = self.weights > 0
         blocks = self.valid.any(-1)
@@ -74,6 +76,8 @@ class LossOutput:
             found["token_accuracy"] = _ratio(self.correct.sum(), self.valid.sum())
         if self.alpha is not None:
             found["alpha"] = _ratio(self.alpha.sum(), self.seen.sum())
+        if self.confidence_error is not None:
+            found["confidence_error"] = _ratio((self.confidence_error * support).sum(), support.sum())
         return found
 
 

@@ -13,6 +13,7 @@ from specauf.drafters.base import Branch
 from specauf.errors import UserError
 from specauf.objectives.auf import AcceptUntilFail, ExclusiveCut, SoftTail
 from specauf.objectives.block_loss import block_loss
+from specauf.objectives.confidence import with_confidence
 from specauf.objectives.objective import LossOutput, Objective
 from specauf.objectives.weighting import ExponentialDecay, Uniform, WarmUp, Weighting
 
@@ -50,6 +51,8 @@ def branch_losses(
         settings: dict[str, Any] = {"step": step, "chunk_blocks": chunk_blocks, "every_slot": every_slot}
         out = block_loss(branch.rows, branch.head, some, chosen, **settings)
         counted[branch.name] = out.weights
+        if branch.confidence is not None:
+            out = with_confidence(out, branch.confidence, chosen)
         if some is not targets:
             out = replace(out, valid=chosen.prefix(targets), complete=False)
             if every_slot:

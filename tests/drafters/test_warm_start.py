@@ -14,6 +14,8 @@ from specauf.drafters import (
     DFlashSpec,
     DominoDrafter,
     DominoSpec,
+    DSparkDrafter,
+    DSparkSpec,
     MaskedSpec,
 )
 from specauf.errors import UserError
@@ -93,6 +95,20 @@ def test_a_dflash_drafter_becomes_a_dflash_2_drafter_that_drafts_the_same(traine
     drafter.save_pretrained(tmp_path / "two")
     again = build(DFlash2Spec(block_size=6, init=tmp_path / "two", base_weight=0.5), tiny_cache)
     assert (again.auf_on, again.base_weight, again.config.selector_rank) == ("base", 0.5, 8)
+
+
+def test_a_dflash_drafter_becomes_a_dspark_drafter_that_drafts_the_same(trained, tiny_cache: Path, tmp_path: Path):
+    trained.save_pretrained(tmp_path / "zlab")
+    spec = DSparkSpec(block_size=6, init=tmp_path / "zlab", markov_rank=8, confidence_weight=0.5)
+    drafter = build(spec, tiny_cache)
+    assert isinstance(drafter, DSparkDrafter)
+    assert (drafter.confidence_weight, drafter.config.num_hidden_layers, drafter.config.markov_rank) == (0.5, 1, 8)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(drafter.state_dict()[name], value)
+    assert not drafter.markov_head.markov_w2.weight.any()
+    drafter.save_pretrained(tmp_path / "spark")
+    again = build(DSparkSpec(block_size=6, init=tmp_path / "spark", confidence_weight=0.25), tiny_cache)
+    assert (again.confidence_weight, again.config.markov_rank) == (0.25, 8)
 
 
 def test_a_served_drafter_goes_on_from_a_cache_of_sketches(trained, tmp_path: Path):

@@ -27,6 +27,8 @@ from specauf.drafters import (
     DominoDrafter,
     Drafter,
     DrafterConfig,
+    DSparkConfig,
+    DSparkDrafter,
     MaskedConfig,
     MaskedDrafter,
     TargetVocabulary,
@@ -86,6 +88,8 @@ def tiny_drafter(kind: str, target: Any, **changes: Any) -> Drafter:
     elif kind == "domino":
         head = {"gru_hidden_dim": 12, "emb_dim": 8}
         drafter = DominoDrafter(DominoConfig.from_target(text, **settings | head | changes))
+    elif kind == "dspark":
+        drafter = DSparkDrafter(DSparkConfig.from_target(text, **settings | {"markov_rank": 8} | changes))
     else:
         drafter = MaskedDrafter(MaskedConfig.from_target(text, **settings | {"taps": (), "feature_dim": 0} | changes))
     for parameter in drafter.parameters():
@@ -161,8 +165,8 @@ def vocabulary_of(target: Any) -> TargetVocabulary:
     return TargetVocabulary.from_target(target)
 
 
-def five_blocks(kind: str) -> tuple[Any, TargetVocabulary, BlockBatch, TinyDocument]:
+def five_blocks(kind: str, **changes: Any) -> tuple[Any, TargetVocabulary, BlockBatch, TinyDocument]:
     """A drafter with random weights, and blocks over one answer, the last of them hanging over its end."""
     target = tiny_target()
     d = document(target, 5, 24, 1)
-    return tiny_drafter(kind, target), vocabulary_of(target), batch_of([d], [[5, 8, 14, 20, 25]]), d
+    return tiny_drafter(kind, target, **changes), vocabulary_of(target), batch_of([d], [[5, 8, 14, 20, 25]]), d

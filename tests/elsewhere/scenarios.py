@@ -136,6 +136,7 @@ TRAININGS: list[tuple[str, ...]] = [
     ("--model.loss=auf", EVERY),
     ("--model.loss=auf-kl", "--model.head_tokens=100", "--trainer.gradient_clip_val=1.0"),
     ("--model.loss=auf", "--model.drafter=domino", EVERY),
+    ("--model.loss=auf", "--model.drafter=dspark", EVERY),
     ("--model.loss=auf", "--model.drafter=dflash2", "--model.drafter.init_args.conv_group_size=4", EVERY),
 ]
 MORE_TRAININGS: list[tuple[str, ...]] = [
@@ -175,7 +176,7 @@ def more_training(folder: Path) -> None:
 def mixed_precision(folder: Path) -> None:
     """Half precision trains about as well; for a GPU, whose kernels are others than the CPU's."""
     cache = write_tiny_cache(folder / "cache")
-    for drafter in ("dflash", "dflash2", "domino"):
+    for drafter in ("dflash", "dflash2", "domino", "dspark"):
         for precision in ("32-true", "bf16-mixed", "16-mixed"):
             words = (*THERE, "--model.loss=auf-kl", f"--model.drafter={drafter}", f"--trainer.precision={precision}")
             with elsewhere():

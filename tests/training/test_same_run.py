@@ -65,13 +65,20 @@ def test_one_rank_two_ranks_and_accumulation_agree(tiny_cache, tmp_path, loss):
         assert json.loads((run / "summary.json").read_text())["steps"] == 12
 
 
-@pytest.mark.parametrize("drafter", ["dflash2", pytest.param("domino", marks=pytest.mark.slow)])
-def test_two_losses_are_on_two_ranks_what_they_are_on_one(tiny_cache, tmp_path, drafter):
+@pytest.mark.parametrize(
+    ("drafter", "second"),
+    [
+        ("dflash2", "final_tau"),
+        ("dspark", "confidence_error"),
+        pytest.param("domino", "final_tau", marks=pytest.mark.slow),
+    ],
+)
+def test_two_losses_are_on_two_ranks_what_they_are_on_one(tiny_cache, tmp_path, drafter, second):
     options = ("--model.loss=auf", f"--model.drafter={drafter}", *COMMON)
     one = tmp_path / "one"
     assert fit_here(tiny_cache, one, *options, *LAYOUTS["one"]) == 0
     two = on_two_ranks(tiny_cache, tmp_path, *options, *LAYOUTS["two-ranks"])
-    for name in ("train/loss", "train/tau", "train/final_tau"):
+    for name in ("train/loss", "train/tau", f"train/{second}"):
         assert len(logged(one, name)) == 12
     assert list(logged(two).values()) == pytest.approx(list(logged(one).values()), rel=1e-5, abs=1e-5)
     for key, value in weights(one).items():
