@@ -30,6 +30,8 @@ class DrafterConfig:
     """
 
     kind: ClassVar[str] = "dflash"
+    architecture: ClassVar[str] = "DFlashDraftModel"  # servers' name of the code that runs it
+    own: ClassVar[tuple[str, ...]] = ()  # fields of `config.json` that DFlash has not
 
     hidden_size: int
     num_hidden_layers: int
@@ -190,7 +192,7 @@ class DrafterConfig:
     def to_zlab(self, dtype: DtypeName = "bfloat16") -> dict[str, Any]:
         """The `config.json` that z-lab's loader, SGLang, vLLM and llama.cpp's converter read."""
         return {
-            "architectures": ["DFlashDraftModel"],
+            "architectures": [self.architecture],
             "model_type": "qwen3",
             "block_size": self.block_size,
             "dflash_config": {

@@ -7,7 +7,7 @@ U are the logits that DFlash would draft from, a is the token before slot k. In 
 decoding the one just drafted, and only candidates are drafted.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -39,6 +39,8 @@ class DFlash2Config(DrafterConfig):
     """
 
     kind: ClassVar[str] = "dflash2"
+    architecture: ClassVar[str] = "DFlash2DraftModel"
+    own: ClassVar[tuple[str, ...]] = ("conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k")
 
     conv_kernel_size: int = 2
     conv_group_size: int = 16
@@ -67,8 +69,7 @@ class DFlash2Config(DrafterConfig):
     def to_zlab(self, dtype: DtypeName = "bfloat16") -> dict[str, Any]:
         """DFlash's `config.json` with the fields of DFlash 2."""
         raw = super().to_zlab(dtype)
-        raw["architectures"] = [ARCHITECTURE]
-        raw["dflash_config"] |= {name: getattr(self, name) for name in OWN_FIELDS}
+        raw["dflash_config"] |= {name: getattr(self, name) for name in self.own}
         return raw
 
     @classmethod
@@ -85,7 +86,7 @@ class DFlash2Config(DrafterConfig):
             raise UserError(
                 f"output_multiplier: {factor!r} in the drafter's config.json, 1 expected; this drafter is not supported"
             )
-        for name in OWN_FIELDS:
+        for name in cls.own:
             value = inner.get(name, raw.get(name))
             if type(value) is not int:
                 found = "missing" if value is None else f"{value!r}, no whole number,"
@@ -94,10 +95,6 @@ class DFlash2Config(DrafterConfig):
                 )
             more[name] = value
         return super().from_zlab(raw, **more)
-
-
-ARCHITECTURE = "DFlash2DraftModel"
-OWN_FIELDS = tuple(f.name for f in fields(DFlash2Config) if f.name not in {g.name for g in fields(DrafterConfig)})
 
 
 class CandidateSelector(nn.Module):

@@ -37,6 +37,7 @@ class DominoConfig(DrafterConfig):
     """
 
     kind: ClassVar[str] = "domino"
+    architecture: ClassVar[str] = "DominoDraftModel"
 
     gru_hidden_dim: int = 1024
     emb_dim: int = 256
@@ -57,7 +58,6 @@ class DominoConfig(DrafterConfig):
     def to_zlab(self, dtype: DtypeName = "bfloat16") -> dict[str, Any]:
         """DFlash's `config.json` with the fields of SpecForge's Domino."""
         raw = super().to_zlab(dtype)
-        raw["architectures"] = ["DominoDraftModel"]
         raw["dflash_config"] |= {
             "projector_type": "domino",
             "gru_hidden_dim": self.gru_hidden_dim,

@@ -24,9 +24,6 @@ from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
 from specauf.linear import Linear
 
-ARCHITECTURE = "DSparkDraftModel"
-OWN_FIELDS = ("markov_rank", "markov_head_type", "enable_confidence_head")
-
 
 @dataclass(frozen=True)
 class DSparkConfig(DrafterConfig):
@@ -39,6 +36,13 @@ class DSparkConfig(DrafterConfig):
     """
 
     kind: ClassVar[str] = "dspark"
+    architecture: ClassVar[str] = "DSparkDraftModel"
+    own: ClassVar[tuple[str, ...]] = (
+        "markov_rank",
+        "markov_head_type",
+        "enable_confidence_head",
+        "confidence_head_with_markov",
+    )
 
     markov_rank: int = 256
     markov_head_type: str = "vanilla"
@@ -54,12 +58,15 @@ class DSparkConfig(DrafterConfig):
         if self.markov_head_type not in MARKOV_HEADS:
             raise UserError(f"markov_head_type: {self.markov_head_type!r} found, {' or '.join(MARKOV_HEADS)} expected")
 
+    @property
+    def confidence_head_with_markov(self) -> bool:
+        """The confidence reads the token before, too."""
+        return self.enable_confidence_head
+
     def to_zlab(self, dtype: DtypeName = "bfloat16") -> dict[str, Any]:
         """DFlash's `config.json` with the fields of DSpark, in the two places where servers look for them."""
         raw = super().to_zlab(dtype)
-        own = {name: getattr(self, name) for name in OWN_FIELDS}
-        own["confidence_head_with_markov"] = self.enable_confidence_head
-        raw["architectures"] = [ARCHITECTURE]
+        own = {name: getattr(self, name) for name in self.own}
         raw["dflash_config"] |= {"projector_type": self.kind, **own}
         return raw | own | {"sample_from_anchor": False}
 
@@ -76,19 +83,18 @@ class DSparkConfig(DrafterConfig):
                 "sample_from_anchor: missing in the drafter's config.json, false expected; servers take true, whose "
                 "drafters predict from the anchor's own slot and are not supported"
             )
-        kinds: dict[str, type] = dict(zip(OWN_FIELDS, (int, str, bool), strict=True))
-        for name, kind in kinds.items():
-            value = inner.get(name, raw.get(name))
-            if type(value) is not kind:
-                found = "missing" if value is None else f"{value!r}, no {kind.__name__},"
-                raise UserError(f"{name}: {found} in the drafter's config.json; it is no DSpark drafter")
-            more[name] = value
-        reads_token = inner.get("confidence_head_with_markov", raw.get("confidence_head_with_markov", False))
-        if more["enable_confidence_head"] and reads_token is not True:
+        found = {name: inner.get(name, raw.get(name)) for name in cls.own}
+        for name, kind in zip(cls.own, (int, str, bool), strict=False):
+            if type(found[name]) is not kind:
+                said = "missing" if found[name] is None else f"{found[name]!r}, no {kind.__name__},"
+                raise UserError(f"{name}: {said} in the drafter's config.json; it is no DSpark drafter")
+        reads_token = found.pop("confidence_head_with_markov")
+        if found["enable_confidence_head"] and reads_token is not True:
             raise UserError(
                 f"confidence_head_with_markov: {reads_token} in the drafter's config.json, true expected; this drafter "
                 "is not supported"
             )
+        more |= found
         return super().from_zlab(raw, **more)
 
 

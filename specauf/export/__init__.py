@@ -2,8 +2,8 @@
 
 from specauf.export.card import About
 from specauf.export.check import Checked, check_directory, require_sound
-from specauf.export.check_config import Problem
 from specauf.export.facts import TargetFacts
+from specauf.export.problem import Problem
 from specauf.export.speculators import export_speculators, read_speculators
 from specauf.export.zlab import export_zlab
 

@@ -9,6 +9,8 @@ from specauf.drafters.config import zlab_kind
 
 Layout = Literal["zlab", "speculators"]
 
+_NAMES = {"dflash": "DFlash", "dflash2": "DFlash 2", "domino": "Domino", "dspark": "DSpark"}
+
 
 @dataclass(frozen=True)
 class About:
@@ -49,15 +51,15 @@ def card(layout: Layout, name: str, config: dict[str, Any], about: About) -> str
     header = ["---", f"license: {about.license or 'unknown'}"]
     if about.target_on_hub and about.target:
         header += ["base_model:", f"- {about.target}"]
-    kind = {"dflash": "DFlash", "dflash2": "DFlash 2"}.get(zlab_kind(config), "Domino")
-    header += ["tags:", "- speculative-decoding", f"- {zlab_kind(config)}", "- specauf", "---"]
+    kind = zlab_kind(config)
+    header += ["tags:", "- speculative-decoding", f"- {kind}", "- specauf", "---"]
     measured = about.measured or ("Not measured. `specauf evaluate RUN --target TARGET` measures it.",)
     facts = {
         "Target": about.target or "not recorded",
         "Corpus": about.corpus or "not recorded",
         "Objective": about.objective or "not recorded",
         "Optimizer steps": "not recorded" if about.steps is None else f"{about.steps:,}",
-        "Layout": f"z-lab ({config['architectures'][0]})" if layout == "zlab" else f"speculators ({zlab_kind(config)})",
+        "Layout": f"z-lab ({config['architectures'][0]})" if layout == "zlab" else f"speculators ({kind})",
         "Drafted tokens a block": str(config["block_size"] - 1),
         **({} if about.made_from is None else {"Made from": about.made_from}),
         **about.provenance,
@@ -68,8 +70,8 @@ def card(layout: Layout, name: str, config: dict[str, Any], about: About) -> str
         "",
         f"# {name}",
         "",
-        f"A {kind} block drafter for speculative decoding{f' of {about.target}' if about.target else ''}, {origin}. It "
-        "changes how fast the target decodes, not what it says.",
+        f"A {_NAMES[kind]} block drafter for speculative decoding{f' of {about.target}' if about.target else ''}, "
+        f"{origin}. It changes how fast the target decodes, not what it says.",
         "",
         *(f"- {key}: {value}" for key, value in facts.items()),
         "",
@@ -93,22 +95,36 @@ def card(layout: Layout, name: str, config: dict[str, Any], about: About) -> str
 def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
     """How each server is started with this drafter."""
     target, here = about.target or "TARGET", "THIS_DIRECTORY"
-    slots = config["block_size"] - 1
-    spec = json.dumps({"method": "dflash", "model": here, "num_speculative_tokens": slots})
+    slots, kind = config["block_size"] - 1, zlab_kind(config)
+    method = "dspark" if kind == "dspark" else "dflash"  # Domino is a kind of it to SGLang, DFlash 2 to all servers
+    spec = json.dumps({"method": method, "model": here, "num_speculative_tokens": slots})
     vllm = ["vLLM:", "", "```bash", f"vllm serve {target} --speculative-config '{spec}'", "```", ""]
     sglang = [
         "SGLang:",
         "",
         "```bash",
-        f"python -m sglang.launch_server --model-path {target} --speculative-algorithm DFLASH \\",
+        f"python -m sglang.launch_server --model-path {target} --speculative-algorithm {method.upper()} \\",
         f"  --speculative-draft-model-path {here} --speculative-num-draft-tokens {config['block_size']}",
         "```",
     ]
     if layout == "speculators":
         return vllm
-    if zlab_kind(config) == "domino":
+    if kind == "domino":
         # By default it corrects only a pool of 2,048 tokens.
         return [*sglang[:-2], f"{sglang[-2]} \\", "  --speculative-domino-candidate-pool-size 0", sglang[-1]]
+    if config.get("markov_head_type", "vanilla") != "vanilla":
+        return sglang
+    llama = [
+        "",
+        "llama.cpp (`TARGET_DIR`: the target's Hugging Face directory; `target.gguf`: the target converted):",
+        "",
+        "```bash",
+        f"python convert_hf_to_gguf.py {here} --target-model-dir TARGET_DIR --outfile drafter.gguf",
+        f"llama-server -m target.gguf -md drafter.gguf --spec-type draft-{method} --spec-draft-n-max {slots}",
+        "```",
+    ]
+    if kind == "dspark":
+        return [*vllm, *sglang, *llama]
     model = config["architectures"][0]
     return [
         "z-lab's package (`pip install dflash`):",
@@ -131,13 +147,7 @@ def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
         "",
         *vllm,
         *sglang,
-        "",
-        "llama.cpp (`TARGET_DIR`: the target's Hugging Face directory; `target.gguf`: the target converted):",
-        "",
-        "```bash",
-        f"python convert_hf_to_gguf.py {here} --target-model-dir TARGET_DIR --outfile drafter.gguf",
-        f"llama-server -m target.gguf -md drafter.gguf --spec-type draft-dflash --spec-draft-n-max {slots}",
-        "```",
+        *llama,
     ]
 
 

@@ -11,10 +11,10 @@ from specauf.drafters.files import Weights, open_weights
 from specauf.drafters.foreign import require_numbers, require_structure
 from specauf.errors import UserError
 from specauf.export import check_config
-from specauf.export.check_config import Problem
 from specauf.export.directory import read_config
 from specauf.export.facts import TargetFacts
 from specauf.export.layout import Shapes, body_shapes, speculators_shapes
+from specauf.export.problem import Problem
 
 _FLOATS = ("BF16", "F16", "F32")
 _TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}

@@ -2,34 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from specauf.drafters.dflash2 import OWN_FIELDS
+from specauf.drafters import DFlash2Config, DrafterConfig, DSparkConfig
+from specauf.export import check_heads
 from specauf.export.facts import TargetFacts
+from specauf.export.problem import MISSING, Problem
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with an export.
-
-    Attributes:
-        field: config field or tensor.
-        found: what is there.
-        expected: what belongs there.
-        why: what a server makes of it.
-    """
-
-    field: str
-    found: Any
-    expected: Any
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.found} found, {self.expected} expected; {self.why}"
-
-
-_MISSING = "nothing"
 _SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -43,26 +22,21 @@ _SIZES = (
 
 def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
     """Problems of a z-lab config."""
-    chooses = _has_own(raw)
-    named, expected = raw.get("architectures"), ["DFlash2DraftModel" if chooses else "DFlashDraftModel"]
-    if named != expected:
-        why = (
-            "predicts from the anchor's own slot, no server runs it as DFlash"
-            if _sampled_from_anchor(raw)
-            else ("vLLM, SGLang and llama.cpp choose the code by it")
-        )
-        yield Problem("architectures", named or _MISSING, expected, why)
+    kind = check_heads.kind_of(raw)
+    if raw.get("architectures") != [kind.architecture]:
+        why = "vLLM, SGLang and llama.cpp choose the code by it"
+        yield Problem("architectures", raw.get("architectures") or MISSING, [kind.architecture], why)
     inner = raw.get("dflash_config")
     if not isinstance(inner, dict):
         yield Problem(
-            "dflash_config", inner or _MISSING, "an object", "z-lab's loader and llama.cpp's converter read it"
+            "dflash_config", inner or MISSING, "an object", "z-lab's loader and llama.cpp's converter read it"
         )
         inner = {}
     for name in ("mask_token_id", "target_layer_ids"):
         if inner.get(name) is None:
-            yield Problem(f"dflash_config.{name}", _MISSING, "a value", "servers guess it or refuse")
+            yield Problem(f"dflash_config.{name}", MISSING, "a value", "servers guess it or refuse")
     if raw.get("block_size") is None:
-        yield Problem("block_size", _MISSING, inner.get("block_size"), "llama.cpp's converter takes 16 instead")
+        yield Problem("block_size", MISSING, inner.get("block_size"), "llama.cpp's converter takes 16 instead")
     elif inner.get("block_size", raw["block_size"]) != raw["block_size"]:
         found = f"{raw['block_size']} at the top, {inner['block_size']} in dflash_config"
         yield Problem("block_size", found, "the same in both", "servers read the one or the other")
@@ -77,11 +51,22 @@ def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
         found = f"{depth} at the top, {inner['num_target_layers']} in dflash_config"
         yield Problem("num_target_layers", found, "the same in both", "SGLang reads the inner one, z-lab the other")
     if not isinstance(depth, int):
-        yield Problem("num_target_layers", depth or _MISSING, "the target's depth", "z-lab's and SGLang's loaders fail")
-    if inner.get("projector_type") is not None:
-        yield from _domino(inner)
-    if chooses:
-        yield from _dflash2(inner, raw, raw.get("block_size"), "dflash_config.")
+        yield Problem("num_target_layers", depth or MISSING, "the target's depth", "z-lab's and SGLang's loaders fail")
+    if kind is DSparkConfig:
+        yield from check_heads.dspark(raw, "")
+        yield from check_heads.dspark(inner, "dflash_config.")
+        for name in DSparkConfig.own:
+            if raw.get(name) != inner.get(name):
+                found = f"{raw.get(name)} at the top, {inner.get(name)} in dflash_config"
+                yield Problem(name, found, "the same in both", "vLLM reads the former, SGLang the latter")
+        yield from check_heads.bonus_anchor(raw)
+        if inner.get("projector_type") != kind.kind:
+            found = inner.get("projector_type", MISSING)
+            yield Problem("dflash_config.projector_type", found, kind.kind, "SpecForge refuses it")
+    elif kind is DFlash2Config:
+        yield from check_heads.dflash2(inner, raw, raw.get("block_size"), "dflash_config.")
+    elif inner.get("projector_type") is not None:
+        yield from check_heads.domino(inner)
     yield from _body(raw, "")
     yield from _block(raw.get("block_size"), inner.get("mask_token_id"), raw.get("vocab_size"))
     taps = inner.get("target_layer_ids")
@@ -96,52 +81,60 @@ def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
             if not _same(inner.get(name, raw.get(name)), wanted):
                 why = "z-lab's package would embed or cap otherwise than the target"
                 yield Problem(
-                    f"dflash_config.{name}", inner.get(name, raw.get(name)) or _MISSING, wanted or _MISSING, why
+                    f"dflash_config.{name}", inner.get(name, raw.get(name)) or MISSING, wanted or MISSING, why
                 )
 
 
 def speculators(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
     """Problems of a speculators config."""
     found = raw.get("speculators_model_type")
-    chooses = found == "dflash2" or _has_own(raw)
-    kind, named = ("dflash2", ["DFlash2DraftModel"]) if chooses else ("dflash", ["DFlashDraftModel"])
-    if found != kind:
-        yield Problem("speculators_model_type", found, kind, "speculators and vLLM choose the code by it")
-    if raw.get("architectures") != named:
-        yield Problem("architectures", raw.get("architectures") or _MISSING, named, "the saved class")
+    kind = check_heads.kind_of(raw)
+    if kind is DrafterConfig:
+        kind = {other.kind: other for other in (DFlash2Config, DSparkConfig)}.get(str(found), kind)
+    if found != kind.kind:
+        yield Problem("speculators_model_type", found, kind.kind, "speculators and vLLM choose the code by it")
+    if raw.get("architectures") != [kind.architecture]:
+        yield Problem("architectures", raw.get("architectures") or MISSING, [kind.architecture], "the saved class")
     if raw.get("sliding_window_non_causal") is not True:
         why = "vLLM would make full attention causal inside the block (its issue 56692)"
-        yield Problem("sliding_window_non_causal", raw.get("sliding_window_non_causal", _MISSING), True, why)
-    if raw.get("sample_from_anchor", False) is not False:
+        yield Problem("sliding_window_non_causal", raw.get("sliding_window_non_causal", MISSING), True, why)
+    if kind is DSparkConfig:
+        yield from check_heads.bonus_anchor(raw)
+    elif raw.get("sample_from_anchor", False) is not False:
         yield Problem("sample_from_anchor", raw["sample_from_anchor"], False, "vLLM refuses it for dflash")
     inner = raw.get("transformer_layer_config")
     if not isinstance(inner, dict):
         yield Problem(
-            "transformer_layer_config", _MISSING, "the drafter's Qwen3 config", "defaults of an 8B model apply"
+            "transformer_layer_config", MISSING, "the drafter's Qwen3 config", "defaults of an 8B model apply"
         )
         inner = {}
     if inner.get("model_type") != "qwen3":
-        found = inner.get("model_type") or _MISSING
+        found = inner.get("model_type") or MISSING
         yield Problem("transformer_layer_config.model_type", found, "qwen3", "vLLM builds the layers by it")
     yield from _body(inner, "transformer_layer_config.")
     yield from _block(raw.get("block_size"), raw.get("mask_token_id"), inner.get("vocab_size"))
     draft, vocabulary = raw.get("draft_vocab_size"), inner.get("vocab_size")
     if not isinstance(draft, int) or (isinstance(vocabulary, int) and not 0 < draft <= vocabulary):
         why = "the head's rows; speculators' default is 32,000"
-        yield Problem("draft_vocab_size", draft or _MISSING, f"1 to {vocabulary}", why)
-    if chooses:
-        yield from _dflash2(raw, inner, raw.get("block_size"), "")
-        if draft != vocabulary:
-            why = "speculators and vLLM read DFlash 2 with the whole head alone"
-            yield Problem("draft_vocab_size", draft or _MISSING, vocabulary, why)
-    yield from _proposal(raw, kind)
+        yield Problem("draft_vocab_size", draft or MISSING, f"1 to {vocabulary}", why)
+    if kind is DFlash2Config:
+        yield from check_heads.dflash2(raw, inner, raw.get("block_size"), "")
+    if kind is DSparkConfig:
+        yield from check_heads.dspark(raw, "")
+        if raw.get("markov_head_type") not in (None, "vanilla"):
+            why = "vLLM has no other, SGLang reads z-lab's layout"
+            yield Problem("markov_head_type", raw["markov_head_type"], "vanilla", why)
+    if kind is not DrafterConfig and draft != vocabulary:
+        why = f"a {kind.kind} drafter goes with the whole head alone"
+        yield Problem("draft_vocab_size", draft or MISSING, vocabulary, why)
+    yield from _proposal(raw, kind.kind)
     depth, aux = raw.get("num_target_layers"), raw.get("aux_hidden_state_layer_ids")
     if isinstance(aux, list) and aux:
         yield from _taps(
             [i - 1 if isinstance(i, int) else i for i in aux], depth, "aux_hidden_state_layer_ids", 1, target
         )
     else:
-        yield Problem("aux_hidden_state_layer_ids", aux or _MISSING, "z-lab's layer ids + 1", "vLLM captures these")
+        yield Problem("aux_hidden_state_layer_ids", aux or MISSING, "z-lab's layer ids + 1", "vLLM captures these")
     yield from _against_target(inner, raw.get("mask_token_id"), depth, target)
 
 
@@ -152,53 +145,20 @@ def _same(found: Any, wanted: Any) -> bool:
     return bool(found == wanted)
 
 
-def _domino(inner: dict[str, Any]) -> Iterator[Problem]:
-    """Fields of Domino's head, which SGLang reads."""
-    expected = {"projector_type": "domino", "shift_label": False, "pure_draft_prefix_len": 1}
-    for name, value in expected.items():
-        found = inner.get(name)
-        if type(found) is not type(value) or found != value:
-            why = "SGLang refuses it, or drafts other tokens than were trained"
-            yield Problem(f"dflash_config.{name}", _MISSING if found is None else found, value, why)
-    for name in ("gru_hidden_dim", "emb_dim"):
-        if type(inner.get(name)) is not int or inner[name] < 1:
-            yield Problem(f"dflash_config.{name}", inner.get(name, _MISSING), "a number", "SGLang refuses it")
-
-
-def _has_own(raw: dict[str, Any]) -> bool:
-    """Whether any field is DFlash 2's."""
-    return any(name in place for place in (raw, raw.get("dflash_config") or {}) for name in OWN_FIELDS)
-
-
-def _dflash2(own: dict[str, Any], body: dict[str, Any], block: Any, prefix: str) -> Iterator[Problem]:
-    """Fields of DFlash 2's convolutions and selector."""
-    for name in OWN_FIELDS:
-        if type(own.get(name)) is not int or own[name] < 1:
-            why = "servers read it there, and refuse the drafter or run it as DFlash"
-            yield Problem(prefix + name, own.get(name, _MISSING), "a number", why)
-    hidden, group, k = body.get("hidden_size"), own.get("conv_group_size"), own.get("selector_top_k")
-    if isinstance(hidden, int) and isinstance(group, int) and group > 0 and hidden % group:
-        yield Problem(prefix + "conv_group_size", group, f"a divisor of {hidden}", "servers refuse it")
-    limits = {"conv_kernel_size": ("block_size", block), "selector_top_k": ("vocab_size", body.get("vocab_size"))}
-    for name, (what, limit) in limits.items():
-        if isinstance(limit, int) and isinstance(own.get(name), int) and own[name] > limit:
-            yield Problem(prefix + name, own[name], f"at most {what} {limit}", "readers refuse it")
-    if prefix and isinstance(hidden, int) and isinstance(k, int) and hidden < k * (k + 1):
-        why = f"llama.cpp, which reads this layout alone, writes all pairs of candidates into a row of {hidden} numbers"
-        yield Problem(prefix + "selector_top_k", k, f"k * (k + 1) of at most {hidden}", why)
-
-
 def lenient(raw: dict[str, Any]) -> dict[str, Any]:
     """The config with what does not decide shapes made harmless, so that shapes can be checked all the same."""
     given = raw.get("dflash_config")
     inner: dict[str, Any] = given if isinstance(given, dict) else {}
     taps = inner.get("target_layer_ids") or raw.get("target_layer_ids") or []
     sizes = {name: raw[name] for name in _SIZES if name in raw}
-    heads = ("projector_type", "gru_hidden_dim", "emb_dim", *OWN_FIELDS)
-    head = {name: inner[name] for name in heads if name in inner}
+    heads = ("projector_type", "gru_hidden_dim", "emb_dim", *DFlash2Config.own, *DSparkConfig.own)
+    head = {name: inner.get(name, raw.get(name)) for name in heads if name in inner or name in raw}
+    if "markov_rank" in head:
+        head["confidence_head_with_markov"] = True
     harmless = {"mask_token_id": 0, "target_layer_ids": list(range(len(taps))), "pure_draft_prefix_len": 0}
     return sizes | {
         "block_size": 1 << 30,  # no convolution is longer
+        "sample_from_anchor": False,
         "num_target_layers": len(taps) + 2,
         "rope_theta": 1.0,
         "dflash_config": head | harmless,
@@ -208,15 +168,15 @@ def lenient(raw: dict[str, Any]) -> dict[str, Any]:
 def _body(config: dict[str, Any], prefix: str) -> Iterator[Problem]:
     """Fields of the Qwen3 body, common to both layouts."""
     if config.get("model_type") != "qwen3" and not prefix:
-        yield Problem("model_type", config.get("model_type") or _MISSING, "qwen3", "vLLM cannot resolve another one")
+        yield Problem("model_type", config.get("model_type") or MISSING, "qwen3", "vLLM cannot resolve another one")
     for name in _SIZES:
         if not isinstance(config.get(name), int) or config[name] < 1:
-            yield Problem(prefix + name, config.get(name) or _MISSING, "a number", "a default of transformers applies")
+            yield Problem(prefix + name, config.get(name) or MISSING, "a number", "a default of transformers applies")
     layers = config.get("num_hidden_layers")
     kinds = config.get("layer_types")
     if isinstance(layers, int) and kinds != ["full_attention"] * layers:
         why = "sliding layers are causal in servers, and z-lab's loader indexes the list"
-        yield Problem(prefix + "layer_types", kinds or _MISSING, f"{layers} x full_attention", why)
+        yield Problem(prefix + "layer_types", kinds or MISSING, f"{layers} x full_attention", why)
     expected = {
         "sliding_window": None,
         "use_sliding_window": False,
@@ -237,7 +197,7 @@ def _rope(config: dict[str, Any], prefix: str) -> Iterator[Problem]:
     theta = config.get("rope_theta")
     if not isinstance(theta, int | float):
         why = "SGLang and llama.cpp fall back to 10000; transformers 5 alone writes it elsewhere"
-        yield Problem(prefix + "rope_theta", theta or _MISSING, rope.get("rope_theta", "a number"), why)
+        yield Problem(prefix + "rope_theta", theta or MISSING, rope.get("rope_theta", "a number"), why)
     elif "rope_theta" in rope and rope["rope_theta"] != theta:
         found = f"{theta}, and {rope['rope_theta']} in rope_parameters"
         yield Problem(prefix + "rope_theta", found, "the same in both", "servers read the one or the other")
@@ -316,7 +276,7 @@ def _against_target(body: dict[str, Any], mask: Any, depth: Any, target: TargetF
 def _proposal(raw: dict[str, Any], kind: str) -> Iterator[Problem]:
     about = raw.get("speculators_config")
     if not isinstance(about, dict):
-        yield Problem("speculators_config", about or _MISSING, "an object", "vLLM reads the method from it")
+        yield Problem("speculators_config", about or MISSING, "an object", "vLLM reads the method from it")
         return
     if about.get("algorithm") != kind:
         yield Problem("speculators_config.algorithm", about.get("algorithm"), kind, "speculators names the kind there")
@@ -329,8 +289,4 @@ def _proposal(raw: dict[str, Any], kind: str) -> Iterator[Problem]:
         why = "slot 0 holds the anchor"
         yield Problem("speculative_tokens", chosen.get("speculative_tokens"), size - 1, why)
     if not isinstance(about.get("verifier"), dict):
-        yield Problem("speculators_config.verifier", _MISSING, "an object", "speculators refuses the config")
-
-
-def _sampled_from_anchor(raw: dict[str, Any]) -> bool:
-    return "DSpark" in str(raw.get("architectures")) or "markov_rank" in raw
+        yield Problem("speculators_config.verifier", MISSING, "an object", "speculators refuses the config")

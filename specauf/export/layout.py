@@ -3,13 +3,13 @@
 Read from z-lab/dflash 0.1.0, speculators 0.9.0, vLLM, SGLang and llama.cpp; see `docs/serving.md`.
 """
 
-from specauf.drafters import DFlash2Config, DominoConfig, DrafterConfig
+from specauf.drafters import DFlash2Config, DominoConfig, DrafterConfig, DSparkConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def body_shapes(config: DrafterConfig) -> Shapes:
-    """The tensors that z-lab's layout holds, and no others: 11 a layer and 3, and those of Domino or DFlash 2.
+    """The tensors that z-lab's layout holds, and no others: 11 a layer and 3, and those that other kinds add.
 
     `fc` reads the taps in the order of their list, each tap's channels together.
     """
@@ -46,6 +46,21 @@ def body_shapes(config: DrafterConfig) -> Shapes:
             for name in (f"layers.{i}.attention_conv", f"layers.{i}.mlp_conv"):
                 shapes[f"{name}.base_kernel"] = (2, taps, hidden)
                 shapes[f"{name}.kernel_projection.weight"] = (2 * taps * hidden // config.conv_group_size, hidden)
+    if isinstance(config, DSparkConfig):
+        rank = config.markov_rank
+        shapes |= {f"markov_head.markov_{name}.weight": (config.vocab_size, rank) for name in ("w1", "w2")}
+        if config.markov_head_type == "gated":
+            shapes |= {
+                "markov_head.gate_proj.weight": (rank, hidden + rank),
+                "markov_head.gate_proj.bias": (rank,),
+            }
+        if config.markov_head_type == "rnn":
+            shapes |= {
+                "markov_head.joint_proj.weight": (3 * rank, 2 * rank + hidden),
+                "markov_head.joint_proj.bias": (3 * rank,),
+            }
+        if config.enable_confidence_head:
+            shapes |= {"confidence_head.proj.weight": (1, hidden + rank), "confidence_head.proj.bias": (1,)}
     if isinstance(config, DominoConfig):
         state, rank = config.gru_hidden_dim, config.emb_dim
         shapes |= {

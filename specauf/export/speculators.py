@@ -9,9 +9,8 @@ from jaxtyping import Bool, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from specauf.drafters import DFlash2Config, DFlash2Drafter, Drafter, DrafterConfig, TargetVocabulary
+from specauf.drafters import DFlash2Config, DFlashDrafter, Drafter, DrafterConfig, DSparkConfig, TargetVocabulary
 from specauf.drafters.config import DtypeName
-from specauf.drafters.dflash2 import ARCHITECTURE, OWN_FIELDS
 from specauf.drafters.files import WEIGHTS, open_weights
 from specauf.errors import UserError
 from specauf.export.card import About, card
@@ -24,10 +23,18 @@ from specauf.export.zlab import servable, vocabulary_fields
 VERSION = "0.9.0"
 """Release of the package `speculators` whose reader this layout was tested against."""
 
-_KINDS = {kind.kind: kind for kind in (DrafterConfig, DFlash2Config)}  # speculators names them as we do
+_KINDS = {kind.kind: kind for kind in (DrafterConfig, DFlash2Config, DSparkConfig)}  # speculators names them as we do
 
 # Fields of z-lab's config that speculators keeps elsewhere or does not know.
-_NOT_TRANSFORMER = ("architectures", "block_size", "dflash_config", "num_target_layers", "dtype", "torch_dtype")
+_NOT_TRANSFORMER = (
+    "architectures",
+    "block_size",
+    "dflash_config",
+    "num_target_layers",
+    "dtype",
+    "torch_dtype",
+    "sample_from_anchor",
+)
 
 
 def export_speculators(
@@ -43,12 +50,12 @@ def export_speculators(
     """Write a drafter in speculators' layout, check what was written, and only then let it appear under its name.
 
     Args:
-        drafter: a DFlash or DFlash 2 drafter over raw features (a sketch folded in).
+        drafter: a DFlash, DFlash 2 or DSpark drafter over raw features (a sketch folded in).
         directory: must not exist.
         target: its target; must hold the embedding and head unless `vocabulary` is given.
         verifier: hub id or directory of the target, which speculators and `vllm serve DIRECTORY` load; None leaves it
             open, and speculators then uses the embedding and head in the checkpoint.
-        vocabulary: with a reduced head when given, written with its `d2t` and `t2d`; not for DFlash 2.
+        vocabulary: with a reduced head when given, written with its `d2t` and `t2d`; for DFlash alone.
         dtype: of the stored weights.
         about: what the model card says.
 
@@ -70,10 +77,10 @@ def export_speculators(
             f"model_type: {target.model_type} scales its embedding or caps its logits, which speculators' layout "
             "cannot say; export --to zlab"
         )
-    if isinstance(ready, DFlash2Drafter) and source.draft_ids is not None:
+    if type(ready) is not DFlashDrafter and source.draft_ids is not None:
         raise UserError(
-            f"draft_vocab_size: {source.draft_vocab_size} found, {source.vocab_size} expected; speculators and vLLM "
-            "read DFlash 2 with the target's whole head alone, leave `vocabulary` out"
+            f"draft_vocab_size: {source.draft_vocab_size} found, {source.vocab_size} expected; a {ready.name} drafter "
+            "goes with the target's whole head alone, leave `vocabulary` out"
         )
     ready.check(source, ready.config.feature_dim)
     name = next(name for name, known in DTYPES.items() if known == dtype)
@@ -120,8 +127,8 @@ def speculators_config(
     import transformers
 
     zlab = config.to_zlab(dtype)
-    inner = {name: value for name, value in zlab.items() if name not in _NOT_TRANSFORMER}
-    own = OWN_FIELDS if isinstance(config, DFlash2Config) else ()
+    left = {*_NOT_TRANSFORMER, *config.own}
+    inner = {name: value for name, value in zlab.items() if name not in left}
     return {
         "architectures": zlab["architectures"],
         "speculators_model_type": config.kind,
@@ -147,7 +154,7 @@ def speculators_config(
         "target_hidden_size": None,
         "aux_hidden_state_layer_ids": [tap + 1 for tap in config.taps],
         "mask_token_id": config.mask_token_id,
-        **{name: getattr(config, name) for name in own},
+        **{name: getattr(config, name) for name in config.own},
         # Says "no layer is causal"; vLLM has read False as "full attention is causal too" (its issue 56692).
         "sliding_window_non_causal": True,
         "sample_from_anchor": False,
@@ -185,7 +192,7 @@ def to_zlab_config(raw: dict[str, Any], num_target_layers: int | None = None) ->
         num_target_layers: depth of the target, which only our exports store.
 
     Raises:
-        UserError: it is no DFlash or DFlash 2 drafter, or a field is missing.
+        UserError: it is no drafter of `_KINDS`, or a field is missing.
     """
     kind = raw.get("speculators_model_type")
     if kind not in _KINDS:
@@ -193,7 +200,7 @@ def to_zlab_config(raw: dict[str, Any], num_target_layers: int | None = None) ->
             f"speculators_model_type: {kind!r} found, {' or '.join(map(repr, _KINDS))} expected; this drafter is not "
             "supported"
         )
-    own = OWN_FIELDS if kind == DFlash2Config.kind else ()
+    known = _KINDS[kind]
     if raw.get("sample_from_anchor"):
         raise UserError("sample_from_anchor: true found, false expected; this drafter is not supported")
     depth = raw.get("num_target_layers")  # our own exports hold it; it is to be compared, not replaced
@@ -204,7 +211,7 @@ def to_zlab_config(raw: dict[str, Any], num_target_layers: int | None = None) ->
         ("aux_hidden_state_layer_ids", aux),
         ("mask_token_id", raw.get("mask_token_id")),
         ("block_size", raw.get("block_size")),
-        *((name, raw.get(name)) for name in own),
+        *((name, raw.get(name)) for name in known.own),
     ):
         if value is None:
             raise UserError(f"{name}: missing in the drafter's config.json; speculators' {kind} layout expected")
@@ -218,14 +225,15 @@ def to_zlab_config(raw: dict[str, Any], num_target_layers: int | None = None) ->
     if not all(type(i) is int for i in aux):
         raise UserError(f"aux_hidden_state_layer_ids: {aux} in the drafter's config.json, whole numbers expected")
     return _with_defaults(inner) | {
-        "architectures": [ARCHITECTURE if own else "DFlashDraftModel"],
+        "architectures": [known.architecture],
+        **({"sample_from_anchor": False} if known is DSparkConfig else {}),
         "block_size": raw["block_size"],
         "dflash_config": {
             "mask_token_id": raw["mask_token_id"],
             "target_layer_ids": [i - 1 for i in aux],
             "block_size": raw["block_size"],
             "causal": False,
-            **{name: raw[name] for name in own},
+            **{name: raw[name] for name in known.own},
         },
         "num_target_layers": depth,
     }
@@ -255,7 +263,7 @@ def read_speculators(
     The embedding and head are left behind: they are the target's.
 
     Raises:
-        UserError: it is no DFlash or DFlash 2 drafter in speculators' layout, or a tensor is missing.
+        UserError: it is no drafter of `_KINDS` in speculators' layout, or a tensor is missing.
     """
     raw = read_config(directory)
     plain = to_zlab_config(raw, num_target_layers)

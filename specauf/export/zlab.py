@@ -1,11 +1,11 @@
-"""z-lab's layout: what z-lab's own package, SGLang, vLLM and llama.cpp's converter read; Domino in it SGLang alone."""
+"""z-lab's layout: what its own package, SGLang, vLLM and llama.cpp's converter read, of each kind some of them."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from specauf.drafters import DFlash2Drafter, DFlashDrafter, DominoDrafter, Drafter
+from specauf.drafters import DFlash2Drafter, DFlashDrafter, DominoDrafter, Drafter, DSparkDrafter
 from specauf.errors import UserError
 from specauf.export.card import About, Layout, card
 from specauf.export.check import Checked, require_sound
@@ -24,7 +24,7 @@ def export_zlab(
     """Write a drafter in z-lab's layout, check what was written, and only then let it appear under its name.
 
     Args:
-        drafter: a DFlash, DFlash 2 or Domino drafter over raw features (a sketch folded in).
+        drafter: a DFlash, DFlash 2, DSpark or Domino drafter over raw features (a sketch folded in).
         directory: must not exist.
         dtype: of the stored weights.
         target: what is known of its target; checked against, and the source of Gemma's embedding scale.
@@ -58,9 +58,9 @@ def servable(drafter: Drafter, layout: Layout = "zlab") -> DFlashDrafter:
     """
     if type(drafter) is DominoDrafter and layout == "speculators":
         raise UserError("drafter domino: no server reads it in speculators' layout; export --to zlab, for SGLang")
-    if type(drafter) not in (DFlashDrafter, DFlash2Drafter, DominoDrafter):
+    if type(drafter) not in (DFlashDrafter, DFlash2Drafter, DominoDrafter, DSparkDrafter):
         raise UserError(
-            f"drafter {drafter.name}: no server reads this kind, dflash, dflash2 or domino expected; "
+            f"drafter {drafter.name}: no server reads this kind, dflash, dflash2, domino or dspark expected; "
             "`specauf evaluate` and specauf.decoding decode with it"
         )
     assert isinstance(drafter, DFlashDrafter)
@@ -68,6 +68,11 @@ def servable(drafter: Drafter, layout: Layout = "zlab") -> DFlashDrafter:
         raise UserError(
             f"pure_draft_prefix_len: {drafter.config.pure_draft_prefix_len} found, 1 expected by SGLang; "
             "`specauf evaluate` decodes with it, train with 1 for a server"
+        )
+    if isinstance(drafter, DSparkDrafter) and layout == "speculators" and drafter.markov_head.kind != "vanilla":
+        raise UserError(
+            f"markov_head_type: {drafter.markov_head.kind} found, vanilla expected by vLLM; export --to zlab, for "
+            "SGLang"
         )
     if not drafter.servable:
         raise UserError(

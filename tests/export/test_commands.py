@@ -287,7 +287,9 @@ def test_drafters_that_no_server_reads_are_refused_with_what_runs_them(cache, tm
     found = open_cache(str(cache))
     facts = TargetFacts.from_cache(found, "the cache")
     masked = MaskedSpec(block_size=6).build(found.manifest, found.target)
-    message = r"drafter masked: no server reads this kind, dflash, dflash2 or domino expected; .* decode with it"
+    message = (
+        r"drafter masked: no server reads this kind, dflash, dflash2, domino or dspark expected; .* decode with it"
+    )
     for write in (export_zlab, export_speculators):
         with pytest.raises(UserError, match=message):
             write(masked, tmp_path / "out", target=facts)
