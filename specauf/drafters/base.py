@@ -158,13 +158,13 @@ class Drafter(nn.Module, ABC):
             context: keys and values per layer, as `attend` expects them.
             attend: which context rows each block sees.
             vocabulary: embeds the tokens.
-            block_size: slots with the anchor's; the trained number when None.
+            block_size: drafted slots and one; the trained number when None.
         """
-        block = block_size or self.config.block_size
+        rows = (block_size or self.config.block_size) - self.config.sample_from_anchor
         pairs = torch.stack([anchor_tokens, torch.full_like(anchor_tokens, self.config.mask_token_id)], 1)
         x = vocabulary.embed(pairs).to(self.norm.weight.dtype)
-        by = self._rotation(positions[:, None] + torch.arange(block, device=positions.device))
-        last = len(self.layers) - 1
+        by = self._rotation(positions[:, None] + torch.arange(rows, device=positions.device))
+        last = None if self.config.sample_from_anchor else len(self.layers) - 1  # whose anchor slot nobody reads
         for number, (layer, key_value) in enumerate(zip(self._block_layers(), context, strict=True)):
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, x, by, key_value, attend, number == 0, number == last, use_reentrant=False)

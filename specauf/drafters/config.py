@@ -82,6 +82,11 @@ class DrafterConfig:
         _check_taps(self.taps, self.num_target_layers)
 
     @property
+    def sample_from_anchor(self) -> bool:
+        """Each slot's hidden state predicts the token behind it, the anchor's too, and the last slot is not there."""
+        return False
+
+    @property
     def slots(self) -> int:
         """Drafted slots of a block."""
         return self.block_size - 1
@@ -260,10 +265,10 @@ class DrafterConfig:
                 raise UserError(f"{name}: {value!r} in the drafter's config.json, a whole number expected")
             return value
 
-        refuse_other_architectures(raw)
         kind = zlab_kind(raw)
         if kind != cls.kind:
             raise UserError(f"drafter: the config.json is that of a {kind} drafter, {cls.kind} expected")
+        refuse_other_architectures(raw)
         hidden, taps, theta = whole("hidden_size"), need("target_layer_ids"), _rope_theta(raw)
         if not isinstance(taps, list) or not all(type(tap) is int for tap in taps):
             raise UserError(f"target_layer_ids: {taps!r} in the drafter's config.json, whole numbers expected")
@@ -315,6 +320,16 @@ def zlab_kind(raw: dict[str, Any]) -> str:
     owners = {"selector_rank": "dflash2", "markov_rank": "dspark"}
     kinds = (kind for name, kind in owners.items() if inner.get(name, raw.get(name)) is not None)
     return next(kinds, "dflash")
+
+
+def drafted(raw: dict[str, Any]) -> int:
+    """Tokens that a block drafts by a drafter's config.json of any layout; the anchor's slot may be one of them."""
+    return int(raw["block_size"]) + 1 - shortest(raw)
+
+
+def shortest(raw: dict[str, Any]) -> int:
+    """The least `block_size` that drafts a token."""
+    return 1 if raw.get("sample_from_anchor") is True else 2
 
 
 def _check_taps(taps: tuple[int, ...], num_target_layers: int) -> None:

@@ -3,8 +3,9 @@
     final[k] = base[k] + W2 u[k]            u[k] from the token before slot k and from h[k], see `markov.py`
     c[k] = sigmoid(w [h[k] ; W1[x[k-1]]] + b)          how likely slot k is accepted, if all before it are
 
-h and base are DFlash's. In training x are the data's tokens, in decoding those drafted so far. Slot 0 holds the anchor
-and drafts nothing ("sample_from_anchor": false), as in DFlash; DeepSpec's own drafters predict from it.
+h and base are DFlash's, except that h[k] is by default the hidden state of slot k-1 ("sample_from_anchor": true, as
+published): the anchor's slot predicts too, and B-1 rows draft B-1 tokens. With false, h[k] is that of slot k itself, as
+in DFlash. In training x are the data's tokens, in decoding those drafted so far.
 """
 
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class DSparkConfig(DrafterConfig):
         markov_rank: width of the Markov head.
         markov_head_type: vanilla (the token before alone), gated (by the slot's hidden state), rnn (all tokens before).
         enable_confidence_head: the drafter says how sure it is of each slot.
+        sample_from_anchor: a row predicts the token behind it, and not its own. `block_size` is B here all the same,
+            the anchor and what is drafted; servers' configs then say B-1.
     """
 
     kind: ClassVar[str] = "dspark"
@@ -47,6 +50,7 @@ class DSparkConfig(DrafterConfig):
     markov_rank: int = 256
     markov_head_type: str = "vanilla"
     enable_confidence_head: bool = True
+    sample_from_anchor: bool = True
 
     def __post_init__(self) -> None:
         """Refuse shapes without a head."""
@@ -67,8 +71,9 @@ class DSparkConfig(DrafterConfig):
         """DFlash's `config.json` with the fields of DSpark, in the two places where servers look for them."""
         raw = super().to_zlab(dtype)
         own = {name: getattr(self, name) for name in self.own}
-        raw["dflash_config"] |= {"projector_type": self.kind, **own}
-        return raw | own | {"sample_from_anchor": False}
+        rows = self.block_size - self.sample_from_anchor
+        raw["dflash_config"] |= {"projector_type": self.kind, "block_size": rows, **own}
+        return raw | own | {"block_size": rows, "sample_from_anchor": self.sample_from_anchor}
 
     @classmethod
     def from_zlab(cls, raw: dict[str, Any], **more: Any) -> "DrafterConfig":
@@ -78,11 +83,9 @@ class DSparkConfig(DrafterConfig):
             UserError: it is not a DSpark drafter, or one whose confidence reads less than ours.
         """
         inner = raw.get("dflash_config") or {}
-        if raw.get("sample_from_anchor") is None:  # another value is refused with DFlash's
-            raise UserError(
-                "sample_from_anchor: missing in the drafter's config.json, false expected; servers take true, whose "
-                "drafters predict from the anchor's own slot and are not supported"
-            )
+        from_anchor = raw.get("sample_from_anchor", True)  # as all servers read it
+        if type(from_anchor) is not bool:
+            raise UserError(f"sample_from_anchor: {from_anchor!r} in the drafter's config.json, true or false expected")
         found = {name: inner.get(name, raw.get(name)) for name in cls.own}
         for name, kind in zip(cls.own, (int, str, bool), strict=False):
             if type(found[name]) is not kind:
@@ -94,7 +97,11 @@ class DSparkConfig(DrafterConfig):
                 f"confidence_head_with_markov: {reads_token} in the drafter's config.json, true expected; this drafter "
                 "is not supported"
             )
-        more |= found
+        more |= found | {"sample_from_anchor": from_anchor}
+        size = inner.get("block_size", raw.get("block_size"))
+        if from_anchor and type(size) is int:  # the rest of the config is DFlash's
+            inner = inner | {"block_size": size + 1}
+            raw = raw | {"block_size": size + 1, "dflash_config": inner, "sample_from_anchor": False}
         return super().from_zlab(raw, **more)
 
 

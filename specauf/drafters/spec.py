@@ -252,13 +252,14 @@ class DFlash2Spec(DFlashSpec):
 
 
 class DSparkSpec(DFlashSpec):
-    """A DSpark drafter for the cache's target; `init` may also be a DFlash drafter, its heads then start fresh.
+    """A DSpark drafter for the cache's target; `init` may also be a DFlash drafter, the heads then start fresh.
 
     Args:
         markov_rank: width of the Markov head.
         markov_head_type: vanilla (a slot's bias depends on the token before it), gated (on its hidden state too), rnn
             (on all tokens before it). vLLM and llama.cpp read vanilla alone.
         enable_confidence_head: also learn how likely each slot is accepted, for servers that verify only likely slots.
+        sample_from_anchor: a row predicts the token behind it, as published, or its own, as a DFlash drafter's does.
         confidence_weight: of that loss, beside 1 for the tokens' loss.
         more: those of `DFlashSpec`.
     """
@@ -270,6 +271,7 @@ class DSparkSpec(DFlashSpec):
         markov_rank: int = 256,
         markov_head_type: Literal["vanilla", "gated", "rnn"] = "vanilla",
         enable_confidence_head: bool = True,
+        sample_from_anchor: bool = True,
         confidence_weight: float = 1.0,
         **more: Any,
     ) -> None:
@@ -280,6 +282,7 @@ class DSparkSpec(DFlashSpec):
             "markov_rank": markov_rank,
             "markov_head_type": markov_head_type,
             "enable_confidence_head": enable_confidence_head,
+            "sample_from_anchor": sample_from_anchor,
         }
         self.confidence_weight = confidence_weight
 

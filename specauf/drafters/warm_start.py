@@ -34,6 +34,11 @@ def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
 
     found = load_drafter(init, fresh.config.num_target_layers)
     grows = type(found) is DFlashDrafter and isinstance(fresh, DFlash2Drafter | DominoDrafter | DSparkDrafter)
+    if grows and fresh.config.sample_from_anchor:
+        raise UserError(
+            f"sample_from_anchor: true in the config, but {init} holds a dflash drafter, whose slots predict their own "
+            "tokens; set model.drafter.init_args.sample_from_anchor to false"
+        )
     if type(found) is not type(fresh) and not grows:
         raise UserError(f"init: {init} holds a {found.name} drafter, {fresh.name} expected; train DRAFTER={found.name}")
     sketch = sketch_of(target) if fresh.needs_features else None

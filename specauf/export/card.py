@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from specauf.drafters.config import zlab_kind
+from specauf.drafters.config import drafted, zlab_kind
 
 Layout = Literal["zlab", "speculators"]
 
@@ -60,7 +60,7 @@ def card(layout: Layout, name: str, config: dict[str, Any], about: About) -> str
         "Objective": about.objective or "not recorded",
         "Optimizer steps": "not recorded" if about.steps is None else f"{about.steps:,}",
         "Layout": f"z-lab ({config['architectures'][0]})" if layout == "zlab" else f"speculators ({kind})",
-        "Drafted tokens a block": str(config["block_size"] - 1),
+        "Drafted tokens a block": str(drafted(config)),
         **({} if about.made_from is None else {"Made from": about.made_from}),
         **about.provenance,
     }
@@ -95,7 +95,7 @@ def card(layout: Layout, name: str, config: dict[str, Any], about: About) -> str
 def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
     """How each server is started with this drafter."""
     target, here = about.target or "TARGET", "THIS_DIRECTORY"
-    slots, kind = config["block_size"] - 1, zlab_kind(config)
+    slots, kind = drafted(config), zlab_kind(config)
     method = "dspark" if kind == "dspark" else "dflash"  # Domino is a kind of it to SGLang, DFlash 2 to all servers
     spec = json.dumps({"method": method, "model": here, "num_speculative_tokens": slots})
     vllm = ["vLLM:", "", "```bash", f"vllm serve {target} --speculative-config '{spec}'", "```", ""]
@@ -104,7 +104,7 @@ def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
         "",
         "```bash",
         f"python -m sglang.launch_server --model-path {target} --speculative-algorithm {method.upper()} \\",
-        f"  --speculative-draft-model-path {here} --speculative-num-draft-tokens {config['block_size']}",
+        f"  --speculative-draft-model-path {here} --speculative-num-draft-tokens {slots + 1}",
         "```",
     ]
     if layout == "speculators":

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from specauf.drafters import DFlash2Config, DrafterConfig, DSparkConfig
+from specauf.drafters.config import drafted, shortest
 from specauf.export import check_heads
 from specauf.export.facts import TargetFacts
 from specauf.export.problem import MISSING, Problem
@@ -59,7 +60,7 @@ def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
             if raw.get(name) != inner.get(name):
                 found = f"{raw.get(name)} at the top, {inner.get(name)} in dflash_config"
                 yield Problem(name, found, "the same in both", "vLLM reads the former, SGLang the latter")
-        yield from check_heads.bonus_anchor(raw)
+        yield from check_heads.first_slot(raw, default=True)
         if inner.get("projector_type") != kind.kind:
             found = inner.get("projector_type", MISSING)
             yield Problem("dflash_config.projector_type", found, kind.kind, "SpecForge refuses it")
@@ -68,7 +69,7 @@ def zlab(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Problem]:
     elif inner.get("projector_type") is not None:
         yield from check_heads.domino(inner)
     yield from _body(raw, "")
-    yield from _block(raw.get("block_size"), inner.get("mask_token_id"), raw.get("vocab_size"))
+    yield from _block(raw.get("block_size"), inner.get("mask_token_id"), raw.get("vocab_size"), shortest(raw))
     taps = inner.get("target_layer_ids")
     if isinstance(taps, list):
         yield from _taps(taps, depth, "dflash_config.target_layer_ids", 0, target)
@@ -99,7 +100,7 @@ def speculators(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Pro
         why = "vLLM would make full attention causal inside the block (its issue 56692)"
         yield Problem("sliding_window_non_causal", raw.get("sliding_window_non_causal", MISSING), True, why)
     if kind is DSparkConfig:
-        yield from check_heads.bonus_anchor(raw)
+        yield from check_heads.first_slot(raw, default=None)
     elif raw.get("sample_from_anchor", False) is not False:
         yield Problem("sample_from_anchor", raw["sample_from_anchor"], False, "vLLM refuses it for dflash")
     inner = raw.get("transformer_layer_config")
@@ -112,7 +113,7 @@ def speculators(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Pro
         found = inner.get("model_type") or MISSING
         yield Problem("transformer_layer_config.model_type", found, "qwen3", "vLLM builds the layers by it")
     yield from _body(inner, "transformer_layer_config.")
-    yield from _block(raw.get("block_size"), raw.get("mask_token_id"), inner.get("vocab_size"))
+    yield from _block(raw.get("block_size"), raw.get("mask_token_id"), inner.get("vocab_size"), shortest(raw))
     draft, vocabulary = raw.get("draft_vocab_size"), inner.get("vocab_size")
     if not isinstance(draft, int) or (isinstance(vocabulary, int) and not 0 < draft <= vocabulary):
         why = "the head's rows; speculators' default is 32,000"
@@ -211,12 +212,12 @@ def _rope(config: dict[str, Any], prefix: str) -> Iterator[Problem]:
             yield Problem(prefix + name, False, "true or no entry", "vLLM and SGLang would rotate interleaved pairs")
 
 
-def _block(size: Any, mask: Any, vocabulary: Any) -> Iterator[Problem]:
+def _block(size: Any, mask: Any, vocabulary: Any, least: int) -> Iterator[Problem]:
     for name, value in (("block_size", size), ("mask_token_id", mask)):
         if value is not None and not isinstance(value, int):
             yield Problem(name, repr(value), "a whole number", "servers fail on it")
-    if isinstance(size, int) and size < 2:
-        yield Problem("block_size", size, "at least 2", "a block drafts block_size - 1 tokens")
+    if isinstance(size, int) and size < least:
+        yield Problem("block_size", size, f"at least {least}", "it would draft nothing")
     if isinstance(mask, int) and isinstance(vocabulary, int) and not 0 <= mask < vocabulary:
         why = "the target ships no embedding row of that number"
         yield Problem("mask_token_id", mask, f"0 to {vocabulary - 1}", why)
@@ -285,8 +286,8 @@ def _proposal(raw: dict[str, Any], kind: str) -> Iterator[Problem]:
     size = raw.get("block_size")
     if chosen is None:
         yield Problem("default_proposal_method", about.get("default_proposal_method"), list(methods), "vLLM refuses it")
-    elif isinstance(size, int) and chosen.get("speculative_tokens") != size - 1:
-        why = "slot 0 holds the anchor"
-        yield Problem("speculative_tokens", chosen.get("speculative_tokens"), size - 1, why)
+    elif isinstance(size, int) and chosen.get("speculative_tokens") != drafted(raw):
+        why = "what a block of the drafter drafts"
+        yield Problem("speculative_tokens", chosen.get("speculative_tokens"), drafted(raw), why)
     if not isinstance(about.get("verifier"), dict):
         yield Problem("speculators_config.verifier", MISSING, "an object", "speculators refuses the config")

@@ -48,11 +48,11 @@ def dspark(own: dict[str, Any], prefix: str) -> Iterator[Problem]:
         yield Problem(f"{prefix}confidence_head_with_markov", found, f"{confident}, as enable_confidence_head", why)
 
 
-def bonus_anchor(raw: dict[str, Any]) -> Iterator[Problem]:
-    """Where DSpark's slots begin: servers take the anchor's own when the config does not say."""
-    if raw.get("sample_from_anchor") is not False:
-        found, why = raw.get("sample_from_anchor", MISSING), "servers would read each slot as predicting one further"
-        yield Problem("sample_from_anchor", found, False, why)
+def first_slot(raw: dict[str, Any], default: bool | None) -> Iterator[Problem]:
+    """Where DSpark's slots begin; `default` where the config does not say, None where readers differ in it."""
+    if type(raw.get("sample_from_anchor", default)) is not bool:
+        why = "it decides which token a slot predicts"
+        yield Problem("sample_from_anchor", raw.get("sample_from_anchor", MISSING), "true or false", why)
 
 
 def dflash2(own: dict[str, Any], body: dict[str, Any], block: Any, prefix: str) -> Iterator[Problem]:

@@ -150,14 +150,14 @@ def speculators_config(
         },
         "transformer_layer_config": inner,
         "draft_vocab_size": draft_vocab_size,
-        "block_size": config.block_size,
+        "block_size": zlab["block_size"],
         "target_hidden_size": None,
         "aux_hidden_state_layer_ids": [tap + 1 for tap in config.taps],
         "mask_token_id": config.mask_token_id,
         **{name: getattr(config, name) for name in config.own},
         # Says "no layer is causal"; vLLM has read False as "full attention is causal too" (its issue 56692).
         "sliding_window_non_causal": True,
-        "sample_from_anchor": False,
+        "sample_from_anchor": config.sample_from_anchor,
         "tie_word_embeddings": False,
         # Not speculators' own: keeps the way back without loss.
         "num_target_layers": config.num_target_layers,
@@ -201,7 +201,7 @@ def to_zlab_config(raw: dict[str, Any], num_target_layers: int | None = None) ->
             "supported"
         )
     known = _KINDS[kind]
-    if raw.get("sample_from_anchor"):
+    if raw.get("sample_from_anchor") and known is not DSparkConfig:
         raise UserError("sample_from_anchor: true found, false expected; this drafter is not supported")
     depth = raw.get("num_target_layers")  # our own exports hold it; it is to be compared, not replaced
     depth = num_target_layers if depth is None else depth
@@ -212,6 +212,7 @@ def to_zlab_config(raw: dict[str, Any], num_target_layers: int | None = None) ->
         ("mask_token_id", raw.get("mask_token_id")),
         ("block_size", raw.get("block_size")),
         *((name, raw.get(name)) for name in known.own),
+        *([("sample_from_anchor", raw.get("sample_from_anchor"))] if known is DSparkConfig else []),  # readers differ
     ):
         if value is None:
             raise UserError(f"{name}: missing in the drafter's config.json; speculators' {kind} layout expected")
@@ -226,7 +227,7 @@ def to_zlab_config(raw: dict[str, Any], num_target_layers: int | None = None) ->
         raise UserError(f"aux_hidden_state_layer_ids: {aux} in the drafter's config.json, whole numbers expected")
     return _with_defaults(inner) | {
         "architectures": [known.architecture],
-        **({"sample_from_anchor": False} if known is DSparkConfig else {}),
+        **({"sample_from_anchor": raw.get("sample_from_anchor")} if known is DSparkConfig else {}),
         "block_size": raw["block_size"],
         "dflash_config": {
             "mask_token_id": raw["mask_token_id"],

@@ -10,11 +10,13 @@ import torch
 
 from specauf.data.batch import BlockTargets
 from specauf.drafters import DFlashDrafter, DSparkDrafter, DSparkSpec
+from specauf.drafters.attention import BlockLayout, SdpaAttend
+from specauf.drafters.blocks import rotation
 from specauf.errors import UserError
 from specauf.module import to_head_vocabulary
 from specauf.objectives import AcceptUntilFail, CrossEntropy, ExponentialDecay, ForwardKL, Objective
 from specauf.objectives.support import branch_losses
-from tests.drafters.tiny import BLOCK, VOCAB, five_blocks, tiny_drafter, tiny_target
+from tests.drafters.tiny import BLOCK, MASK, VOCAB, five_blocks, tiny_drafter, tiny_target
 
 KINDS = ("vanilla", "gated", "rnn")
 SLOTS = BLOCK - 1
@@ -95,9 +97,24 @@ def test_replay_and_audit_see_the_trained_logits(kind):
         assert torch.equal(column, logits.argmax(-1))
 
 
+@pytest.mark.parametrize("slots", [SLOTS, 2, 1])
+def test_from_the_anchor_every_row_predicts_the_token_behind_it(slots):
+    drafter, vocabulary, batch, _ = five_blocks("dspark")
+    context = drafter.encode(batch, vocabulary)
+    attend = SdpaAttend(BlockLayout(torch.zeros(5, dtype=torch.int64), batch.anchors))
+    tokens = batch.tokens[batch.anchors]
+    found = drafter.block_rows(tokens, batch.anchors, context, attend, vocabulary, slots + 1)
+    x = vocabulary.embed(torch.cat([tokens[:, None], torch.full((5, slots - 1), MASK)], 1))
+    by = rotation(batch.anchors[:, None] + torch.arange(slots), 8, 10000.0, torch.float32)
+    for layer, key_value in zip(drafter.layers, context, strict=True):
+        x = layer(x, by, key_value, attend)
+    torch.testing.assert_close(found, drafter.norm(x))
+    assert found.shape == (5, slots, 32)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_drafter_is_dflash_with_the_same_seed(kind):
-    random, vocabulary, batch, _ = five_blocks("dspark", markov_head_type=kind)
+    random, vocabulary, batch, _ = five_blocks("dspark of own slots", markov_head_type=kind)
     torch.manual_seed(3)
     fresh = DSparkDrafter(random.config)
     torch.manual_seed(3)
@@ -208,13 +225,15 @@ def test_without_a_confidence_head_the_tokens_are_trained_all_the_same():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("confident", [True, False])
-def test_saved_and_read_back_and_not_mistaken_for_dflash(kind, confident, tmp_path: Path):
-    changes = {"markov_head_type": kind, "enable_confidence_head": confident}
+@pytest.mark.parametrize(("confident", "from_anchor"), [(True, True), (False, False)])
+def test_saved_and_read_back_and_not_mistaken_for_dflash(kind, confident, from_anchor, tmp_path: Path):
+    changes = {"markov_head_type": kind, "enable_confidence_head": confident, "sample_from_anchor": from_anchor}
     drafter, vocabulary, batch, _ = five_blocks("dspark", **changes)
     drafter.save_pretrained(tmp_path)
     again = DSparkDrafter.from_pretrained(tmp_path)
     assert again.config == drafter.config
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["block_size"] == stored["dflash_config"]["block_size"] == (SLOTS if from_anchor else BLOCK)
     one, two = (d.branches(batch, vocabulary)[0] for d in (drafter, again))
     assert torch.equal(one.head(one.rows), two.head(two.rows))
     with pytest.raises(UserError, match=r"config.json is that of a dspark drafter, dflash expected"):
@@ -229,8 +248,7 @@ def test_saved_and_read_back_and_not_mistaken_for_dflash(kind, confident, tmp_pa
         ("markov_head_type", "lstm", "markov_head_type: 'lstm' found, vanilla or gated or rnn expected"),
         ("enable_confidence_head", 1, "enable_confidence_head: 1, no bool, in"),
         ("confidence_head_with_markov", False, "confidence_head_with_markov: False in .* true expected"),
-        ("sample_from_anchor", None, "sample_from_anchor: missing in .* false expected; servers take true"),
-        ("sample_from_anchor", True, "sample_from_anchor: True in .* False expected; this drafter is not supported"),
+        ("sample_from_anchor", "yes", "sample_from_anchor: 'yes' in the drafter's config.json, true or false expected"),
     ],
 )
 def test_configs_that_mean_something_else_are_refused(field, value, message, tmp_path: Path):

@@ -99,7 +99,9 @@ def test_a_dflash_drafter_becomes_a_dflash_2_drafter_that_drafts_the_same(traine
 
 def test_a_dflash_drafter_becomes_a_dspark_drafter_that_drafts_the_same(trained, tiny_cache: Path, tmp_path: Path):
     trained.save_pretrained(tmp_path / "zlab")
-    spec = DSparkSpec(block_size=6, init=tmp_path / "zlab", markov_rank=8, confidence_weight=0.5)
+    spec = DSparkSpec(
+        block_size=6, init=tmp_path / "zlab", markov_rank=8, confidence_weight=0.5, sample_from_anchor=False
+    )
     drafter = build(spec, tiny_cache)
     assert isinstance(drafter, DSparkDrafter)
     assert (drafter.confidence_weight, drafter.config.num_hidden_layers, drafter.config.markov_rank) == (0.5, 1, 8)
@@ -108,7 +110,9 @@ def test_a_dflash_drafter_becomes_a_dspark_drafter_that_drafts_the_same(trained,
     assert not drafter.markov_head.markov_w2.weight.any()
     drafter.save_pretrained(tmp_path / "spark")
     again = build(DSparkSpec(block_size=6, init=tmp_path / "spark", confidence_weight=0.25), tiny_cache)
-    assert (again.confidence_weight, again.config.markov_rank) == (0.25, 8)
+    assert (again.confidence_weight, again.config.markov_rank, again.config.sample_from_anchor) == (0.25, 8, False)
+    with pytest.raises(UserError, match=r"sample_from_anchor: true in the config, but .* holds a dflash drafter"):
+        build(DSparkSpec(block_size=6, init=tmp_path / "zlab"), tiny_cache)
 
 
 def test_a_served_drafter_goes_on_from_a_cache_of_sketches(trained, tmp_path: Path):

@@ -88,8 +88,9 @@ def tiny_drafter(kind: str, target: Any, **changes: Any) -> Drafter:
     elif kind == "domino":
         head = {"gru_hidden_dim": 12, "emb_dim": 8}
         drafter = DominoDrafter(DominoConfig.from_target(text, **settings | head | changes))
-    elif kind == "dspark":
-        drafter = DSparkDrafter(DSparkConfig.from_target(text, **settings | {"markov_rank": 8} | changes))
+    elif kind.startswith("dspark"):
+        head = {"markov_rank": 8, "sample_from_anchor": kind == "dspark"}
+        drafter = DSparkDrafter(DSparkConfig.from_target(text, **settings | head | changes))
     else:
         drafter = MaskedDrafter(MaskedConfig.from_target(text, **settings | {"taps": (), "feature_dim": 0} | changes))
     for parameter in drafter.parameters():

@@ -26,15 +26,15 @@ WIDTH, RANK = 32, 8
 W1, W2, SURE = "markov_head.markov_w1.weight", "markov_head.markov_w2.weight", "confidence_head.proj"
 
 
-def dspark(target, **changes) -> DSparkDrafter:
-    drafter = tiny_drafter("dspark", target, taps=TAPS, mask_token_id=MASK, block_size=BLOCK, **changes)
+def dspark(target, kind: str = "dspark", **changes) -> DSparkDrafter:
+    drafter = tiny_drafter(kind, target, taps=TAPS, mask_token_id=MASK, block_size=BLOCK, **changes)
     assert isinstance(drafter, DSparkDrafter)
     return drafter
 
 
-@pytest.fixture(scope="session")
-def drafter(target) -> DSparkDrafter:
-    return dspark(target)
+@pytest.fixture(scope="session", params=["dspark", "dspark of own slots"])
+def drafter(target, request) -> DSparkDrafter:
+    return dspark(target, request.param)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +56,10 @@ def test_zlab_layout_has_the_heads_fields_where_each_server_looks(drafter, expor
     assert raw["dflash_config"].pop("projector_type") == "dspark"
     for place in (raw, raw["dflash_config"]):
         assert {name: place.pop(name) for name in OWN} == OWN
-    assert raw.pop("sample_from_anchor") is False
+    from_anchor = drafter.config.sample_from_anchor
+    assert raw.pop("sample_from_anchor") is from_anchor
+    for place in (raw, raw["dflash_config"]):
+        place["block_size"] += from_anchor
     other = {"architectures": ["DSparkDraftModel"], "dtype": "float32", "torch_dtype": "float32"}
     assert raw == golden("zlab_config.json") | other
     assert same(tensors(exported["zlab"]), dict(drafter.state_dict()))
@@ -66,9 +69,11 @@ def test_speculators_layout_is_that_of_dflash_with_its_own_fields_and_tensors(dr
     raw = config(exported["speculators"])
     assert raw.pop("transformers_version")
     assert {name: raw.pop(name) for name in OWN} == OWN
+    raw["block_size"] += drafter.config.sample_from_anchor
     expected = golden("speculators_config.json")
     expected |= {"architectures": ["DSparkDraftModel"], "speculators_model_type": "dspark", "dtype": "float32"}
     expected["speculators_config"]["algorithm"] = "dspark"
+    expected["sample_from_anchor"] = drafter.config.sample_from_anchor
     assert raw == expected
     own = {"embed_tokens.weight": vocabulary.embedding, "lm_head.weight": vocabulary.head}
     assert same(tensors(exported["speculators"]), dict(drafter.state_dict()) | own)
@@ -103,9 +108,12 @@ def test_cards_name_the_kind_and_say_how_it_is_served(exported):
         assert "A DSpark block drafter" in card
         assert "\n- dspark\n" in card
         assert '"method": "dspark"' in card
+        assert '"num_speculative_tokens": 5}' in card
+        assert "- Drafted tokens a block: 5\n" in card
         assert "from dflash" not in card  # z-lab's package has no DSpark
     assert "- Layout: z-lab (DSparkDraftModel)" in cards["zlab"]
-    assert "--spec-type draft-dspark" in cards["zlab"]
+    assert "--spec-type draft-dspark --spec-draft-n-max 5\n" in cards["zlab"]
+    assert "--speculative-num-draft-tokens 6\n" in cards["zlab"]
     assert "- Layout: speculators (dspark)" in cards["speculators"]
     assert "sglang" not in cards["speculators"]
 
@@ -133,6 +141,14 @@ def test_what_no_server_reads_in_speculators_layout_is_refused(target, drafter, 
     with pytest.raises(UserError, match="markov_head_type: rnn found, vanilla expected by vLLM; export --to zlab"):
         export_speculators(dspark(target, markov_head_type="rnn"), tmp_path / "s", target=facts)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_that_does_not_say_where_its_slots_begin_is_read_as_servers_do(exported):
+    change(exported["zlab"], drop("sample_from_anchor"))
+    size = config(exported["zlab"])["block_size"]
+    assert check_directory(exported["zlab"]).problems == ()
+    back = load_directory(exported["zlab"])
+    assert (back.config.sample_from_anchor, back.config.block_size) == (True, size + 1)
 
 
 def test_a_config_without_a_field_of_its_own_is_not_read(exported, tmp_path, capsys):
@@ -163,8 +179,7 @@ def own(*path: str) -> list[Fault]:
         Fault("a confidence without the token", f"{dotted}confidence_head_with_markov",
               put(*path, "confidence_head_with_markov", to=False)),
         Fault("DFlash's architecture", "architectures", put("architectures", to=["DFlashDraftModel"])),
-        Fault("it predicts from the anchor", "sample_from_anchor", put("sample_from_anchor", to=True)),
-        Fault("nobody says from where it predicts", "sample_from_anchor", drop("sample_from_anchor")),
+        Fault("a word for a switch", "sample_from_anchor", put("sample_from_anchor", to="yes")),
     ]  # fmt: skip
 
 
@@ -186,6 +201,9 @@ FAULTS = {
         Fault("named DFlash", "speculators_model_type", put("speculators_model_type", to="dflash")),
         Fault("DFlash's algorithm", "speculators_config.algorithm",
               put("speculators_config", "algorithm", to="dflash")),
+        Fault("nobody says from where it predicts", "sample_from_anchor", drop("sample_from_anchor")),
+        Fault("the other way to count", "speculative_tokens", lambda raw, weights: raw.update(
+              sample_from_anchor=not raw["sample_from_anchor"])),
         Fault("a reduced head", "draft_vocab_size", put("draft_vocab_size", to=100)),
     ],
 }  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from specauf.drafters import DFlash2Drafter, DFlashDrafter
+from specauf.drafters import DFlash2Drafter, DFlashDrafter, DSparkDrafter
 from specauf.targets import default_taps, load_target, resolve_target
 from tests.builder.conftest import make_target, make_tokenizer
 from tests.interop.readers import Task, named, teach
@@ -72,7 +72,19 @@ def taught_dflash2(smollm2) -> tuple[DFlash2Drafter, Task]:
     return drafter, task
 
 
-def teach_smollm2(target: Any, tokenizer: Any, kind: type[DFlashDrafter]) -> tuple[DFlashDrafter, Task]:
+@pytest.fixture(scope="package")
+def taught_dspark(smollm2) -> tuple[DFlashDrafter, Task]:
+    """The same of the third kind."""
+    return teach_smollm2(*smollm2, DSparkDrafter, markov_rank=64)
+
+
+@pytest.fixture(scope="package")
+def taught_dspark_of_own_slots(smollm2) -> tuple[DFlashDrafter, Task]:
+    """The same of the third kind as DFlash counts its slots."""
+    return teach_smollm2(*smollm2, DSparkDrafter, markov_rank=64, sample_from_anchor=False)
+
+
+def teach_smollm2(target: Any, tokenizer: Any, kind: type[DFlashDrafter], **more: Any) -> tuple[DFlashDrafter, Task]:
     torch.manual_seed(0)
     prompts = [
         tokenizer.apply_chat_template(
@@ -80,7 +92,11 @@ def teach_smollm2(target: Any, tokenizer: Any, kind: type[DFlashDrafter]) -> tup
         )
         for text in BEGINNINGS
     ]
-    shape = {"taps": default_taps(target.config.num_hidden_layers), "mask_token_id": 16, "block_size": 8}
+    shape: dict[str, Any] = {
+        "taps": default_taps(target.config.num_hidden_layers),
+        "mask_token_id": 16,
+        "block_size": 8,
+    } | more
     # At five times this rate it learns no more than the commonest tokens.
     drafter = teach(target, prompts[:2], 20, kind=kind, steps=120, rate=4e-4, **shape)
     return drafter, Task(target, prompts, new=32)

@@ -67,12 +67,18 @@ def convert(model: Path, out: Path, *options: str, kind: str = "f32") -> Path:
     return out
 
 
-def decode_with_llama_cpp(task: Task, target: Path, drafter: Path, folder: Path, slots: int) -> Answers:
-    """Tokens, and those of every cycle, by `llama-server`; target and drafter are GGUF files in fp32."""
+def decode_with_llama_cpp(
+    task: Task, target: Path, drafter: Path, folder: Path, slots: int, kind: str = "dflash"
+) -> Answers:
+    """Tokens, and those of every cycle, by `llama-server`; target and drafter are GGUF files in fp32.
+
+    Args:
+        kind: llama.cpp's name of the drafter's.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = f"--spec-type draft-dflash --spec-draft-n-max {slots} --host 127.0.0.1 --port {port} -np 1 -c 2048 -t 1"
+    words = f"--spec-type draft-{kind} --spec-draft-n-max {slots} --host 127.0.0.1 --port {port} -np 1 -c 2048 -t 1"
     exact = "-ctk f32 -ctv f32 -ctkd f32 -ctvd f32 -fa off"
     command = [str(server()), "-m", str(target), "-md", str(drafter), *f"{words} {exact} --offline -lv 5".split()]
     answers, log = [], folder / "llama-server.log"

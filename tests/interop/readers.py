@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from specauf.decoding import speculative_generate
-from specauf.drafters import DFlash2Drafter, DFlashDrafter, Drafter
+from specauf.drafters import DFlash2Drafter, DFlashDrafter, Drafter, DSparkDrafter
 from tests.drafters.test_kinds import learn
 from tests.drafters.tiny import batch_of, document, vocabulary_of
 from tests.interop.environments import run_in
@@ -74,31 +74,40 @@ def teach(
     It accepts whole blocks there, a part of the block in which its knowledge ends, and next to nothing anywhere else.
     """
     drafter = kind(kind.config_class.from_target(target.config.to_dict(), num_hidden_layers=2, **shape))
-    if isinstance(drafter, DFlash2Drafter):
-        shake(drafter)
+    shake(drafter)
     answers = [document(target, 0, known, taps=shape["taps"], ids=torch.tensor(ids)) for ids in prompts]
     anchors = [list(range(len(ids), len(d.tokens) - 1, 2)) for ids, d in zip(prompts, answers, strict=True)]
     learn(drafter, vocabulary_of(target), batch_of(answers, anchors, shape["block_size"]), steps=steps, rate=rate)
     return drafter
 
 
-def shake(drafter: DFlash2Drafter) -> None:
-    """Make convolutions and selector of a fresh drafter count, and the loss one on what is drafted.
+def shake(drafter: DFlashDrafter) -> None:
+    """Make what a fresh drafter has beside DFlash count, and the loss one on what is drafted.
 
-    At their start they change nothing, and what is learnt would do without them.
+    At their start these parts change nothing, and what is learnt would do without them.
     """
-    hidden, rank = drafter.config.hidden_size, drafter.candidate_selector.successor_codebook.shape[1]
-    stds = {"base_kernel": 0.2, "kernel_projection": 0.5 * hidden**-0.5, "hidden_projection": hidden**-0.5}
-    stds |= {"predecessor_codebook": 1.0, "successor_codebook": 3 * rank**-0.5}
+    hidden, stds = drafter.config.hidden_size, {}
+    if isinstance(drafter, DFlash2Drafter):
+        rank = drafter.config.selector_rank
+        stds = {"base_kernel": 0.2, "kernel_projection": 0.5 * hidden**-0.5, "hidden_projection": hidden**-0.5}
+        stds |= {"predecessor_codebook": 1.0, "successor_codebook": 3 * rank**-0.5}
+        drafter.base_weight = 0.0
+    if isinstance(drafter, DSparkDrafter):
+        rank = drafter.config.markov_rank
+        stds = {"markov_w1": 1.0, "markov_w2": 3 * rank**-0.5, "gate_proj": hidden**-0.5, "joint_proj": hidden**-0.5}
     for name, parameter in drafter.named_parameters():
         parameter.data += stds.get(name.removesuffix(".weight").rpartition(".")[2], 0.0) * torch.randn_like(parameter)
-    drafter.base_weight = 0.0
 
 
-def unchosen(drafter: DFlash2Drafter) -> DFlash2Drafter:
-    """The drafter with a selector that changes nothing."""
+def unchosen(drafter: Drafter) -> Drafter:
+    """The drafter with a selector, or a Markov head, that changes nothing."""
     other = copy.deepcopy(drafter)
-    torch.nn.init.zeros_(other.candidate_selector.successor_codebook)
+    part = (
+        "markov_head.markov_w2.weight"
+        if isinstance(drafter, DSparkDrafter)
+        else "candidate_selector.successor_codebook"
+    )
+    torch.nn.init.zeros_(other.get_parameter(part))
     return other
 
 
@@ -133,15 +142,23 @@ def decode_with(package: str, task: Task, target: str, drafter: Path, folder: Pa
 
 
 def decode_with_vllm(
-    task: Task, target: Path, drafter: Path, folder: Path, slots: int, *, as_on_gpus: bool = False
+    task: Task,
+    target: Path,
+    drafter: Path,
+    folder: Path,
+    slots: int,
+    *,
+    as_on_gpus: bool = False,
+    method: str = "dflash",
 ) -> Answers:
     """Tokens, and those of every cycle, by vLLM; its first step is the prompt's pass, which drafts nothing.
 
     Args:
         as_on_gpus: with its model runner for GPUs, Triton's kernels interpreted; without, with that for CPUs.
+        method: vLLM's name of the drafter's kind.
     """
     out = folder / "vllm.json"
-    words = (str(target), str(drafter), task.write(folder, slots=slots), str(out))
+    words = (str(target), str(drafter), task.write(folder, slots=slots, method=method), str(out))
     run_in("vllm", "vllm_decode.py", *words, **({"TRITON_INTERPRET": "1"} if as_on_gpus else {}))
     return [a | {"produced": a["produced"][1:]} for a in json.loads(out.read_text())]
 

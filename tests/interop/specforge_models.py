@@ -7,8 +7,13 @@ from types import SimpleNamespace
 import torch
 from specforge.modeling.draft.dflash import DFlashDraftModel
 from specforge.modeling.draft.domino import DominoDraftModel
+from specforge.modeling.draft.dspark import DSparkDraftModel
 
-KINDS = {"DFlashDraftModel": DFlashDraftModel, "DominoDraftModel": DominoDraftModel}
+KINDS = {
+    "DFlashDraftModel": DFlashDraftModel,
+    "DominoDraftModel": DominoDraftModel,
+    "DSparkDraftModel": DSparkDraftModel,
+}
 
 
 def load(directory: str, attention: str = "sdpa"):

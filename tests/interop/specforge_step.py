@@ -2,7 +2,8 @@
 
 Arguments: file with `embedding`, `head` and `tasks`, file to write the results to. A task is a dict with `directory`,
 `attention`, `settings` (of the training model), `step` of `steps`, and `micro`, the step's micro-batches: `input_ids`
-and `loss_mask` [sequences tokens], `hidden_states` [sequences tokens features], and the `anchors` to take, those that
+and `loss_mask` [sequences tokens], `hidden_states` [sequences tokens features], DSpark's `target_last_hidden_states`
+[sequences tokens hidden], and the `anchors` to take, those that
 are to `keep` [sequences blocks]. All runs in the features' dtype. Results: `losses` of the micro-batches, the step's
 `loss` as the trainer reports it, and `grads` by name.
 """
@@ -10,14 +11,27 @@ are to `keep` [sequences blocks]. All runs in the features' dtype. Results: `los
 import sys
 
 import torch
-from specforge.algorithms.common.dflash_family_model import OnlineDFlashModel, OnlineDominoModel
+from specforge.algorithms.common.dflash_family_model import OnlineDFlashModel, OnlineDominoModel, OnlineDSparkModel
+from specforge.modeling.draft.dflash import DFlashDraftModel
 from specforge.modeling.draft.domino import DominoDraftModel
+from specforge.modeling.draft.dspark import DSparkDraftModel
 from specforge.runtime.contracts import TrainBatch
 from specforge.training.backend import FSDPTrainingBackend, ParallelConfig
 from specforge.training.controller import TrainerCore
-from specforge.training.strategies.base import DFlashTrainStrategy, DominoTrainStrategy, StepContext
+from specforge.training.strategies.base import (
+    DFlashTrainStrategy,
+    DominoTrainStrategy,
+    DSparkTrainStrategy,
+    StepContext,
+)
 
 from tests.interop.specforge_models import load, target
+
+MODELS = {
+    DFlashDraftModel: (OnlineDFlashModel, DFlashTrainStrategy, {}),
+    DominoDraftModel: (OnlineDominoModel, DominoTrainStrategy, {"lambda_start": 1.0, "decay_ratio": 1.0}),
+    DSparkDraftModel: (OnlineDSparkModel, DSparkTrainStrategy, {}),
+}
 
 
 class NoOptimizer:
@@ -30,9 +44,9 @@ class NoOptimizer:
 def run(task: dict, embedding: torch.Tensor, head: torch.Tensor) -> dict:
     dtype = task["micro"][0]["hidden_states"].dtype
     drafter = load(task["directory"], task["attention"]).to(dtype).train()
-    domino = isinstance(drafter, DominoDraftModel)
+    online, strategy_of, settings = MODELS[type(drafter)]
     owner = target(embedding.to(dtype), head.to(dtype))
-    model = (OnlineDominoModel if domino else OnlineDFlashModel)(
+    model = online(
         drafter,
         owner.lm_head,
         owner.model.embed_tokens,
@@ -44,7 +58,7 @@ def run(task: dict, embedding: torch.Tensor, head: torch.Tensor) -> dict:
     micro = [dict(batch) for batch in task["micro"]]
     chosen = iter([(batch.pop("anchors"), batch.pop("keep")) for batch in micro])
     model._sample_anchor_positions = lambda *_: next(chosen)
-    strategy = DominoTrainStrategy(model, lambda_start=1.0, decay_ratio=1.0) if domino else DFlashTrainStrategy(model)
+    strategy = strategy_of(model, **settings)
     backend = FSDPTrainingBackend(ParallelConfig())
     backend.prepare_model(model, wrap=False)
     backend.set_optimizer(NoOptimizer())

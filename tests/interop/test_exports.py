@@ -48,6 +48,23 @@ def test_speculators_package_gives_our_logits(drafter, zlab, tmp_path):
     assert record["difference"] < 1e-4
 
 
+@pytest.mark.parametrize("from_anchor", [True, False])
+def test_a_training_step_of_speculators_package_on_dspark_is_ours(tmp_path, from_anchor):
+    torch.manual_seed(0)
+    target = make_target()
+    shape = {"taps": (1, 3, 5), "mask_token_id": 258, "block_size": 6, "sample_from_anchor": from_anchor}
+    vocabulary = TargetVocabulary.from_target(target)
+    facts = TargetFacts.from_config(target.config.to_dict(), "the tiny target", vocabulary=vocabulary)
+    export_speculators(tiny_drafter("dspark", target, **shape), tmp_path / "s", target=facts, dtype=torch.float32)
+    record = json.loads(run_in("speculators", "speculators_dspark.py", str(tmp_path / "s")))
+    assert (record["missing"], record["unexpected"]) == ([], [])
+    assert record["rows"] == 4 * 5
+    theirs, ours = record["loss"]
+    assert theirs == pytest.approx(ours, rel=1e-5)
+    assert record["confidence"] > 0.1
+    assert record["gradient"] < 1e-4
+
+
 @pytest.mark.parametrize("candidates", [5, 270])
 def test_speculators_package_gives_our_logits_of_dflash2_and_over_all_candidates_our_training_step(
     tmp_path, candidates

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from specauf.drafters import DFlash2Drafter, DominoDrafter
+from specauf.drafters import DFlash2Drafter, DominoDrafter, DSparkDrafter
 from specauf.drafters.proposal import greedy
 from specauf.export import export_zlab
 from tests.builder.conftest import make_tokenizer
@@ -70,6 +70,31 @@ def test_sglangs_rollout_drafts_the_tokens_of_a_domino_export_as_ours_does(tmp_p
     assert theirs.max() < VOCAB
     assert changed[:, 1:].float().mean() > 0.5
     assert not changed[:, 0].any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "from_anchor"), [("vanilla", True), ("vanilla", False), ("gated", True), ("rnn", True)]
+)
+def test_sglang_drafts_the_tokens_of_a_dspark_export_as_ours_does_and_is_as_confident(tmp_path, kind, from_anchor):
+    target = tiny_target()
+    changes = {"markov_head_type": kind, "sample_from_anchor": from_anchor}
+    vocabulary, drafter = vocabulary_of(target), tiny_drafter("dspark", target, **changes)
+    assert isinstance(drafter, DSparkDrafter)
+    torch.nn.init.normal_(drafter.markov_head.markov_w2.weight, std=4.0)  # strong enough to change most drafted tokens
+    export_zlab(drafter, tmp_path / "drafter", dtype=torch.float32)
+    rows, anchors = torch.randn(40, drafter.config.slots, drafter.config.hidden_size), torch.randint(0, MASK, (40,))
+    # Where the anchor's slot drafts nothing SGLang is given its row too, and leaves it out.
+    hidden = rows if from_anchor else torch.cat([torch.randn_like(rows[:, :1]), rows], 1)
+    torch.save({"hidden": hidden, "tokens": anchors, "head": vocabulary.head.clone()}, tmp_path / "case.pt")
+    run_in("sglang", "sglang_dspark.py", *(str(tmp_path / name) for name in ("drafter", "case.pt", "drafted.pt")))
+    theirs = torch.load(tmp_path / "drafted.pt", weights_only=True)
+    with torch.no_grad():
+        drafted = drafter.propose(rows, anchors, vocabulary, greedy).tokens
+        before = torch.cat([anchors[:, None], drafted[:, :-1]], 1)
+        confidence = drafter.confidence_head(rows, drafter.markov_head.embed(before))
+        assert torch.equal(drafted, theirs["tokens"])
+        torch.testing.assert_close(confidence, theirs["confidence"], atol=1e-5, rtol=1e-5)
+        assert (drafted != vocabulary.logits(rows).argmax(-1)).float().mean() > 0.5
 
 
 def test_sglang_decodes_smollm2_with_dflash2_as_ours_does(taught_dflash2, rounded, tmp_path):

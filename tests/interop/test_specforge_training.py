@@ -13,15 +13,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from specauf.data.batch import BlockBatch
+from specauf.data.batch import BlockBatch, BlockTargets
 from specauf.data.blocks import eligible_anchors
-from specauf.drafters import DFlashDrafter, TargetVocabulary
+from specauf.drafters import DFlashDrafter, DSparkDrafter, TargetVocabulary
 from specauf.metrics.emitted import accepted_lengths
-from specauf.objectives import CrossEntropy, DPace, ExponentialDecay, Objective, StepMean, Uniform
+from specauf.objectives import (
+    CrossEntropy,
+    DPace,
+    ExponentialDecay,
+    Mixture,
+    Objective,
+    StepMean,
+    TotalVariation,
+    Uniform,
+)
 from specauf.objectives.dpace import Part
 from specauf.objectives.evidence import valid_prefix
 from specauf.objectives.support import branch_losses
-from tests.drafters.tiny import MASK, TinyDocument, batch_of, tiny_drafter, tiny_target, vocabulary_of
+from tests.drafters.tiny import MASK, VOCAB, TinyDocument, batch_of, tiny_drafter, tiny_target, vocabulary_of
 from tests.interop.environments import run_in
 
 pytestmark = pytest.mark.slow
@@ -42,6 +51,7 @@ class Step(NamedTuple):
     base_share: float = 0.0  # Domino's lambda
     micro: int = 1
     holes: bool = False
+    confidence: float = 0.0  # DSpark's weight of it
 
 
 LOSS_TYPES: dict[Part, str] = {
@@ -57,6 +67,14 @@ def dpace(part: Part, smoothing: float = 0.5, **more: Any) -> Step:
 
 
 UNIFORM, DECAY = {"loss_decay_gamma": None}, {"loss_decay_gamma": 4.0}
+
+
+def dspark(head: str, confidence: float = 0.5, **more: Any) -> Step:
+    """DSpark's own loss: 0.1 cross-entropy, 0.9 of the distance |q - p|_1, and the confidence's."""
+    settings = DECAY | {"dspark_confidence_head_alpha": confidence}
+    return Step(f"dspark {head}", ExponentialDecay(4.0), settings, confidence=confidence, **more)
+
+
 STEPS = {
     "uniform": Step("dflash", Uniform(), UNIFORM),
     "uniform, eager": Step("dflash", Uniform(), UNIFORM, "eager"),
@@ -72,9 +90,20 @@ STEPS = {
     "domino, both, eager": Step("domino", Uniform(), UNIFORM, "eager", base_share=0.5),
     "domino, final": Step("domino", ExponentialDecay(4.0), DECAY),
     "domino, two batches": Step("domino", ExponentialDecay(4.0), DECAY, base_share=0.5, micro=2),
+    "dspark": dspark("vanilla"),
+    "dspark, gated": dspark("gated"),
+    "dspark, rnn": dspark("rnn"),
+    "dspark, two batches": dspark("vanilla", micro=2),
+    "dspark, tokens alone": dspark("rnn", 0.0),
     "uniform, holes": Step("dflash", Uniform(), UNIFORM, holes=True),
 }
-WHOLE = [name for name, step in STEPS.items() if not step.holes and (step.kind, step.micro) != ("domino", 2)]
+KINDS: dict[str, dict[str, Any]] = {
+    "dflash": {},
+    "domino": {},
+    **{f"dspark {head}": {"markov_head_type": head} for head in ("vanilla", "gated", "rnn")},
+}
+DSPARK = Mixture([CrossEntropy(), TotalVariation()], [0.1, 1.8])
+WHOLE = [name for name, step in STEPS.items() if not step.holes and (step.kind == "dflash" or step.micro == 1)]
 
 
 class Found(NamedTuple):
@@ -102,6 +131,12 @@ def documents(holes: bool) -> list[TinyDocument]:
     return made
 
 
+def last_hidden(tokens: Tensor) -> Tensor:
+    """What stands for the target's last hidden states: of each token, so that packed documents have them too."""
+    table = torch.randn(VOCAB, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return table[tokens]
+
+
 def padded(some: list[TinyDocument], anchors: Sequence[list[int]], dtype: torch.dtype) -> dict[str, Tensor]:
     """Documents and blocks as SpecForge has them: one a row, and what is missing filled up."""
     longest, most = max(len(d.tokens) for d in some), max(map(len, anchors))
@@ -115,6 +150,8 @@ def padded(some: list[TinyDocument], anchors: Sequence[list[int]], dtype: torch.
             "keep": (torch.ones(len(own), dtype=torch.bool), most),
         }
         row = {name: torch.nn.functional.pad(value, (0, size - len(value))) for name, (value, size) in given.items()}
+        last = last_hidden(torch.from_numpy(d.tokens)).to(dtype)
+        row["target_last_hidden_states"] = torch.nn.functional.pad(last, (0, 0, 0, longest - len(last)))
         row["hidden_states"] = torch.nn.functional.pad(features, (0, 0, 0, longest - len(features)))
         for name, value in row.items():
             found.setdefault(name, []).append(value)
@@ -127,7 +164,7 @@ def found(tmp_path_factory) -> dict[str, Found]:
     torch.manual_seed(0)
     target = tiny_target()
     vocabulary = vocabulary_of(target)
-    drafters: dict[str, Any] = {kind: tiny_drafter(kind, target) for kind in ("dflash", "domino")}
+    drafters: dict[str, Any] = {kind: tiny_drafter(kind.split()[0], target, **own) for kind, own in KINDS.items()}
     for kind, drafter in drafters.items():
         drafter.save_pretrained(folder / kind)
         drafter.double().train()
@@ -144,7 +181,8 @@ def found(tmp_path_factory) -> dict[str, Found]:
                 "micro": [padded(some, anchors, DTYPES[step.attention]) for anchors in chosen],
             }
         )
-        batches.append([batch_of(some, list(anchors)) for anchors in chosen])
+        made = [batch_of(some, list(anchors)) for anchors in chosen]
+        batches.append([with_target(batch, vocabulary) for batch in made] if "dspark" in step.kind else made)
     heads = {"embedding": vocabulary.embedding.clone(), "head": vocabulary.head.clone()}
     torch.save(heads | {"tasks": tasks}, folder / "tasks.pt")
     run_in("specforge", "specforge_step.py", str(folder / "tasks.pt"), str(folder / "theirs.pt"))
@@ -153,6 +191,15 @@ def found(tmp_path_factory) -> dict[str, Found]:
         name: Found(drafters[step.kind], vocabulary.double(), batch, answer)
         for (name, step), batch, answer in zip(STEPS.items(), batches, theirs, strict=True)
     }
+
+
+def with_target(batch: BlockBatch, vocabulary: TargetVocabulary) -> BlockBatch:
+    """The batch with the target's whole distribution, which SpecForge makes of its last hidden states."""
+    slots = batch.anchors[:, None] + torch.arange(batch.targets.labels.shape[1])
+    logits = last_hidden(batch.tokens)[slots.clamp(max=len(batch.tokens) - 1)] @ vocabulary.head.double().T
+    chances, ids = logits.log_softmax(-1).sort(-1, descending=True)
+    old = batch.targets
+    return batch.with_targets(BlockTargets(old.labels, old.valid, ids, chances, torch.ones_like(chances[..., 0])))
 
 
 class Ours(NamedTuple):
@@ -205,13 +252,17 @@ def compare(
 def test_a_step_has_specforges_loss_and_gradients(found: dict[str, Found], name: str):
     step, this = STEPS[name], found[name]
     soft = isinstance(step.weighting, DPace)
-    objective = Objective(step.weighting, CrossEntropy(), reduction="block_sum" if soft else "token")
+    divergence = DSPARK if "dspark" in step.kind else CrossEntropy()
+    objective = Objective(step.weighting, divergence, reduction="block_sum" if soft else "token")
+    if isinstance(this.drafter, DSparkDrafter):
+        this.drafter.confidence_weight = step.confidence
     ours = our_step(this, this.batches, objective, step.base_share)
     # SpecForge divides D-PACE by the number of sequences, `block_sum` by the number of blocks.
     compare(this.theirs, ours.value, ours.grads, ours.denominator / this.sequences if soft else 1.0, step.attention)
     silent = {n for n, grad in ours.grads.items() if not grad.any()}
     head = {n for n in ours.grads if n.startswith(("prefix_gru", "embed_proj"))}
-    assert silent == (head if step.base_share == 1.0 else set())
+    unsure = {n for n in ours.grads if n.startswith("confidence_head") and not step.confidence}
+    assert silent == (head if step.base_share == 1.0 else unsure)
 
 
 @pytest.mark.parametrize("name", ["dpace", "dpace, two batches"])
@@ -221,16 +272,18 @@ def test_dpace_by_weight_is_specforges_times_its_weight_by_sequence(found: dict[
     compare(this.theirs, ours.value, ours.grads, ours.denominator / this.sequences)
 
 
-def test_specforge_divides_dflash_by_all_batches_of_a_step_and_domino_by_each(found: dict[str, Found]):
-    objective = Objective(ExponentialDecay(4.0), CrossEntropy())
-    for name, share in (("decay, two batches", 0.0), ("domino, two batches", 0.5)):
+def test_specforge_divides_dflash_by_all_batches_of_a_step_and_the_others_by_each(found: dict[str, Found]):
+    for name, share in (("decay, two batches", 0.0), ("domino, two batches", 0.5), ("dspark, two batches", 0.0)):
         this = found[name]
+        objective = Objective(ExponentialDecay(4.0), DSPARK if "dspark" in name else CrossEntropy())
+        if isinstance(this.drafter, DSparkDrafter):
+            this.drafter.confidence_weight = STEPS[name].confidence
         single = [our_step(this, [batch], objective, share) for batch in this.batches]
         losses = [ours.value for ours in single]
         assert this.theirs["losses"] == pytest.approx(losses, rel=TOLERANCE["sdpa"])
         mean = {n: sum(ours.grads[n] for ours in single) / len(single) for n in single[0].grads}
         far = max((this.theirs["grads"][n] - g).abs().max() / g.abs().max() for n, g in mean.items())
-        if STEPS[name].kind == "domino":
+        if STEPS[name].kind != "dflash":
             assert far < TOLERANCE["sdpa"]
         else:
             assert far > 0.01  # that it is the mean over all slots says the test of whole steps

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from specauf.drafters import DFlash2Drafter, DFlashDrafter, TargetVocabulary
+from specauf.drafters import DFlash2Drafter, DFlashDrafter, DSparkDrafter, TargetVocabulary
 from specauf.export import TargetFacts, export_speculators, export_zlab
 from tests.builder.conftest import make_tokenizer
 from tests.interop.readers import Task, compare_decoding, decode_with_vllm, needs_cpu_torch, teach, unchosen
@@ -70,36 +70,46 @@ def test_vllm_decodes_targets_of_other_families_as_ours_does(tmp_path, family: s
     assert {1, 6} < set(lengths)
 
 
-@pytest.mark.parametrize(("kind", "layout", "slots"), [
-    (DFlash2Drafter, "zlab", 5), (DFlash2Drafter, "speculators", 5), (DFlash2Drafter, "zlab", 3),
-    (DFlashDrafter, "zlab", 5),
+@pytest.mark.parametrize(("kind", "own", "layout", "slots"), [
+    (DFlash2Drafter, {"selector_top_k": 7}, "zlab", 5), (DFlash2Drafter, {"selector_top_k": 7}, "speculators", 5),
+    (DFlash2Drafter, {"selector_top_k": 7}, "zlab", 3),
+    (DSparkDrafter, {}, "zlab", 5), (DSparkDrafter, {}, "speculators", 5), (DSparkDrafter, {}, "zlab", 3),
+    (DSparkDrafter, {"sample_from_anchor": False}, "zlab", 5),
+    (DSparkDrafter, {"sample_from_anchor": False}, "speculators", 3),
+    (DFlashDrafter, {}, "zlab", 5),
 ])  # fmt: skip
-def test_vllms_model_runner_for_gpus_decodes_as_ours_does(tmp_path, kind: type[DFlashDrafter], layout: str, slots: int):
+def test_vllms_model_runner_for_gpus_decodes_as_ours_does(
+    tmp_path, kind: type[DFlashDrafter], own: dict[str, Any], layout: str, slots: int
+):
     torch.manual_seed(0)
     target = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).eval().requires_grad_(False)
     for part in (target, make_tokenizer()):
         part.save_pretrained(tmp_path / "target")
     task = Task(target, torch.randint(0, 256, (8, 9)).tolist(), new=24)
-    settings: dict[str, Any] = {"taps": (1, 3, 4), "mask_token_id": 258, "block_size": 6, "kind": kind}
-    settings |= {"selector_top_k": 7} if kind is DFlash2Drafter else {}
+    settings: dict[str, Any] = {"taps": (1, 3, 4), "mask_token_id": 258, "block_size": 6, "kind": kind, **own}
     drafter = teach(target, task.prompts[::2], 16, steps=150, rate=3e-3, **settings)
     vocabulary = TargetVocabulary.from_target(target)
     facts = TargetFacts.from_config(target.config.to_dict(), "the target", vocabulary=vocabulary)
     export = export_zlab if layout == "zlab" else export_speculators
     export(drafter, tmp_path / "drafter", dtype=torch.float32, target=facts)
-    theirs = decode_with_vllm(task, tmp_path / "target", tmp_path / "drafter", tmp_path, slots, as_on_gpus=True)
+    method = "dspark" if kind is DSparkDrafter else "dflash"
+    theirs = decode_with_vllm(
+        task, tmp_path / "target", tmp_path / "drafter", tmp_path, slots, as_on_gpus=True, method=method
+    )
     lengths = compare_decoding(task, drafter, theirs, block_size=slots + 1)
     assert len(lengths) > 20
-    assert {1, slots + 1} < set(lengths)
-    if isinstance(drafter, DFlash2Drafter):
+    assert {1, slots + 1} <= set(lengths)
+    if kind is not DFlashDrafter:
         with pytest.raises(AssertionError):
             compare_decoding(task, unchosen(drafter), theirs, block_size=slots + 1)
 
 
-def test_vllms_model_runner_for_gpus_decodes_smollm2_with_dflash2_as_ours(taught_dflash2, smollm2_directory, tmp_path):
-    drafter, task = taught_dflash2
+@pytest.mark.parametrize(("known", "method"), [("taught_dflash2", "dflash"), ("taught_dspark", "dspark")])
+def test_vllms_model_runner_for_gpus_decodes_smollm2_as_ours_does(known, method, smollm2_directory, tmp_path, request):
+    drafter, task = request.getfixturevalue(known)
     export_zlab(drafter, tmp_path / "drafter", dtype=torch.float32)
-    theirs = decode_with_vllm(task, smollm2_directory, tmp_path / "drafter", tmp_path, 7, as_on_gpus=True)
+    words = (task, smollm2_directory, tmp_path / "drafter", tmp_path, 7)
+    theirs = decode_with_vllm(*words, as_on_gpus=True, method=method)
     lengths = compare_decoding(task, drafter, theirs)
     assert len(lengths) > 50
     assert len(set(lengths)) > 3

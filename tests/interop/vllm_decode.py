@@ -1,8 +1,8 @@
 """Runs in the environment `vllm`: decode prompts with vLLM on a CPU, one prompt after the other, in fp32.
 
 Arguments: target directory, drafter directory in z-lab's or speculators' layout, JSON file with `prompts`,
-`max_new_tokens` and `slots`, file to write. That is a JSON list with `tokens` and `produced` (emitted tokens of every
-step, the prompt's pass first) of each prompt. With TRITON_INTERPRET=1 it is vLLM's model runner for GPUs.
+`max_new_tokens`, `slots` and `method`, file to write. That is a JSON list with `tokens` and `produced` (emitted tokens
+of every step, the prompt's pass first) of each prompt. With TRITON_INTERPRET=1 it is vLLM's model runner for GPUs.
 """
 
 import json
@@ -44,7 +44,7 @@ engine = LLM(
     max_model_len=max(map(len, task["prompts"])) + task["max_new_tokens"] + task["slots"] + 1,
     enforce_eager=True,
     max_num_seqs=1,
-    speculative_config={"method": "dflash", "model": drafter, "num_speculative_tokens": task["slots"]},
+    speculative_config={"method": task["method"], "model": drafter, "num_speculative_tokens": task["slots"]},
 ).llm_engine
 settings = SamplingParams(
     temperature=0, max_tokens=task["max_new_tokens"], output_kind=RequestOutputKind.DELTA, stop_token_ids=task["stops"]
