@@ -291,6 +291,20 @@ class Drafter(nn.Module, ABC):
         logits = vocabulary.logits(rows[alive, slot])
         return logits, logits.argmax(-1)
 
+    def slot_confidence(
+        self,
+        rows: Float[Tensor, "blocks slots hidden"],
+        slot: int,
+        alive: Int[Tensor, " alive"],
+        anchor_tokens: Int[Tensor, " blocks"],
+        labels: Int[Tensor, "blocks slots"],
+    ) -> Float[Tensor, " alive"] | None:
+        """How likely the drafter itself says this slot of some blocks is accepted; None where it was not taught to say.
+
+        All earlier slots are taken to have drafted the labels.
+        """
+        return None
+
     def check(self, vocabulary: TargetVocabulary, feature_dim: int | None) -> None:
         """Refuse another target's vocabulary or features.
 

@@ -194,3 +194,17 @@ class DSparkDrafter(DFlashDrafter):
         latent = self.markov_head.latents(hidden, self.markov_head.embed(before).to(rows.dtype))[:, -1]
         logits = BiasedHead(self.markov_head, vocabulary)(torch.cat([hidden[:, -1], latent.to(rows.dtype)], -1))
         return logits, logits.argmax(-1)
+
+    def slot_confidence(
+        self,
+        rows: Float[Tensor, "blocks slots hidden"],
+        slot: int,
+        alive: Int[Tensor, " alive"],
+        anchor_tokens: Int[Tensor, " blocks"],
+        labels: Int[Tensor, "blocks slots"],
+    ) -> Float[Tensor, " alive"] | None:
+        """What the confidence head says."""
+        if self.confidence_head is None:
+            return None
+        before = labels[alive, slot - 1] if slot else anchor_tokens[alive]
+        return self.confidence_head(rows[alive, slot], self.markov_head.embed(before).to(rows.dtype)).sigmoid()

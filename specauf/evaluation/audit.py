@@ -78,7 +78,8 @@ def calibration(confidence: Float[Tensor, " slots"], correct: Bool[Tensor, " slo
             mean, right = float(confidence[inside].mean()), float(correct[inside].double().mean())
             error += count / len(confidence) * abs(right - mean)
             table.append({"slots": count, "confidence": mean, "accuracy": right})
-    return {"ece": error, "bins": table}
+    squares = (confidence.double() - correct.double()).square()
+    return {"ece": error, "brier": float(squares.mean()), "bins": table}
 
 
 def token_kind(text: str) -> str:
@@ -166,6 +167,7 @@ def audit_record(
     """
     training, decoding = observed.training, observed.decoding
     reached = decoding.reached
+    correct = decoding.correct[reached]
     tau = {
         "replay": tau_pooled(observed.accepted),
         "replay_95": bootstrap_tau(observed.accepted),
@@ -186,7 +188,8 @@ def audit_record(
         "by_slot": {"training_anchors": by_slot(training), "decoding_anchors": _without_accuracy(by_slot(decoding))},
         "by_token_kind": by_kind(decoding, lambda token: token_kind(text(token))),
         "calibration": {
-            "reached": calibration(decoding.confidence[reached], decoding.correct[reached]),
+            "reached": calibration(decoding.confidence[reached], correct),
+            "stated": None if bool(decoding.stated.isnan().all()) else calibration(decoding.stated[reached], correct),
             "all_valid": calibration(training.confidence[training.valid], training.correct[training.valid]),
         },
         "block_ends": block_ends(decoding, text),

@@ -28,6 +28,7 @@ class Blocks:
         drafted: argmaxes; -1 where nothing was computed, behind a block's first wrong draft.
         confidence: the drafter's probability of its argmax.
         loss: cross-entropy of the cached token, in nats.
+        stated: what the drafter's confidence head says of the slot; NaN where it has none, or nothing was computed.
     """
 
     labels: Int[Tensor, "blocks slots"]
@@ -35,6 +36,7 @@ class Blocks:
     drafted: Int[Tensor, "blocks slots"]
     confidence: Float[Tensor, "blocks slots"]
     loss: Float[Tensor, "blocks slots"]
+    stated: Float[Tensor, "blocks slots"]
 
     @property
     def correct(self) -> Bool[Tensor, "blocks slots"]:
@@ -90,7 +92,7 @@ def observe(
     rows = drafter(batch, vocabulary)
     labels, valid = targets.labels, targets.valid
     drafted, confidence = torch.full_like(labels, -1), torch.zeros(labels.shape)
-    loss, at = torch.zeros(labels.shape), torch.arange(len(anchors))
+    loss, stated, at = torch.zeros(labels.shape), torch.full(labels.shape, torch.nan), torch.arange(len(anchors))
     for slot in range(rows.shape[1]):
         at = at[valid[at, slot]]
         if not len(at):
@@ -99,10 +101,13 @@ def observe(
         log_probs = logits.float().log_softmax(-1)
         drafted[at, slot] = column
         confidence[at, slot] = log_probs.gather(1, column[:, None])[:, 0].exp()
+        said = drafter.slot_confidence(rows, slot, at, tokens[batch.anchors], labels)
+        if said is not None:
+            stated[at, slot] = said.float()
         loss[at, slot] = -log_probs.gather(1, labels[at, slot, None])[:, 0]
         if not every_slot:
             at = at[drafted[at, slot] == labels[at, slot]]
-    return Blocks(labels, valid, drafted, confidence, loss)
+    return Blocks(labels, valid, drafted, confidence, loss, stated)
 
 
 def join(parts: Sequence[Blocks]) -> Blocks:

@@ -87,7 +87,7 @@ def markdown(record: Mapping[str, Any]) -> str:
             for row in record["block_ends"]
         ],
     )
-    reached, valid = (record["calibration"][k] for k in ("reached", "all_valid"))
+    reached, valid, stated = (record["calibration"].get(k) for k in ("reached", "all_valid", "stated"))
     lines += [
         "",
         "## Calibration of the drafter's confidence",
@@ -95,12 +95,24 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"Expected calibration error {reached['ece']:.3f} over the slots decoding reaches, {valid['ece']:.3f} over all "
         "valid slots at training's anchors.",
         "",
+        *_bins(reached),
     ]
-    lines += table(
-        ["slots", "mean confidence", "accuracy"],
-        [[f"{b['slots']:,}", f"{b['confidence']:.3f}", f"{b['accuracy']:.3f}"] for b in reached["bins"]],
-    )
+    if stated is not None:
+        lines += [
+            "",
+            "## Calibration of its confidence head",
+            "",
+            f"Expected calibration error {stated['ece']:.3f} over the slots decoding reaches, Brier score "
+            f"{stated['brier']:.3f}; of its probabilities themselves, above, {reached['brier']:.3f}.",
+            "",
+            *_bins(stated),
+        ]
     return "\n".join([*lines, ""])
+
+
+def _bins(calibration: Mapping[str, Any]) -> list[str]:
+    rows = [[f"{b['slots']:,}", f"{b['confidence']:.3f}", f"{b['accuracy']:.3f}"] for b in calibration["bins"]]
+    return table(["slots", "mean confidence", "accuracy"], rows)
 
 
 def _percent(values: list[float | None]) -> list[str]:

@@ -95,6 +95,8 @@ def test_replay_and_audit_see_the_trained_logits(kind):
         logits, column = drafter.slot_draft(*given)
         torch.testing.assert_close(logits, trained[alive, slot])
         assert torch.equal(column, logits.argmax(-1))
+        stated = drafter.slot_confidence(*given[:-1])
+        torch.testing.assert_close(stated, branch.confidence.logits[alive, slot].sigmoid())
 
 
 @pytest.mark.parametrize("slots", [SLOTS, 2, 1])
@@ -219,6 +221,7 @@ def test_without_a_confidence_head_the_tokens_are_trained_all_the_same():
     drafter, vocabulary, batch, _ = five_blocks("dspark", enable_confidence_head=False)
     (branch,) = drafter.branches(batch, vocabulary)
     assert branch.confidence is None
+    assert drafter.slot_confidence(branch.rows, 0, torch.arange(2), batch.tokens[:5], batch.targets.labels) is None
     assert not [name for name in drafter.state_dict() if "confidence" in name]
     ((_, out),) = branch_losses([branch], batch.targets, OBJECTIVES["auf"])
     assert "confidence_error" not in out.summary()

@@ -9,7 +9,7 @@ import torch
 from specauf.cache import open_cache
 from specauf.cli import main
 from specauf.decoding import replay
-from specauf.drafters import TargetVocabulary
+from specauf.drafters import DSparkConfig, DSparkDrafter, TargetVocabulary
 from specauf.evaluation import audit_blocks
 from specauf.evaluation.audit import block_ends, by_kind, by_slot, calibration, support, token_kind
 from specauf.evaluation.audit_blocks import Blocks, observe, observe_documents, visited
@@ -25,7 +25,8 @@ def blocks(right: list[str]) -> Blocks:
     marks = np.array([list(row) for row in right])
     valid, correct = torch.from_numpy(marks != "-"), torch.from_numpy(marks == "1")
     labels = torch.full(valid.shape, 7)
-    return Blocks(labels, valid, torch.where(correct, 7, 8), torch.full(valid.shape, 0.5), torch.full(valid.shape, 2.0))
+    half, two = torch.full(valid.shape, 0.5), torch.full(valid.shape, 2.0)
+    return Blocks(labels, valid, torch.where(correct, 7, 8), half, two, half * torch.nan)
 
 
 def test_support_by_hand():
@@ -53,6 +54,7 @@ def test_calibration_by_hand():
     found = calibration(confidence, correct)
     assert [b["slots"] for b in found["bins"]] == [1, 4]
     assert found["ece"] == pytest.approx(1 / 5 * 0.05 + 4 / 5 * abs(3 / 4 - 0.9625))
+    assert found["brier"] == pytest.approx((3 * 0.05**2 + 0.95**2) / 5)
     assert calibration(torch.full((8,), 0.5), torch.arange(8) % 2 == 0)["ece"] == 0
 
 
@@ -179,3 +181,22 @@ def test_an_untrained_drafter_wastes_nearly_everything(tiny_cache, tmp_path):
     assert main(["audit", str(tiny_cache), str(tmp_path / "drafter"), f"--json={tmp_path}/a.json"]) == 0
     record = json.loads((tmp_path / "a.json").read_text())
     assert record["support"]["uniform"]["wasted_weight"] > 0.6
+    assert record["calibration"]["stated"] is None
+
+
+def test_a_confidence_head_is_compared_with_what_decoding_accepts(opened, tiny_cache, tmp_path):
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 1, "block_size": 6, "taps": (1, 2, 3, 4, 5), "mask_token_id": 258, "markov_rank": 4}
+    drafter = DSparkDrafter(DSparkConfig.from_target(make_target().config.to_dict(), **shape)).eval()
+    torch.nn.init.normal_(drafter.confidence_head.proj.weight)
+    drafter.save_pretrained(tmp_path / "drafter")
+    assert main(["audit", str(tiny_cache), str(tmp_path / "drafter"), f"--out={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "audit.json").read_text())["calibration"]["stated"]
+    documents = list(opened.documents(split="held_out"))
+    seen = observe_documents(drafter, TargetVocabulary.from_cache(opened), documents, 4, 0).decoding
+    assert not seen.stated[seen.reached].isnan().any()
+    assert found == calibration(seen.stated[seen.reached], seen.correct[seen.reached])
+    assert len(found["bins"]) > 1
+    page = (tmp_path / "audit.md").read_text()
+    assert f"confidence head\n\nExpected calibration error {found['ece']:.3f} over the slots" in page
+    assert f"Brier score {found['brier']:.3f}; of its probabilities" in page
