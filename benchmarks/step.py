@@ -25,6 +25,8 @@ from specauf.drafters import (
     DominoDrafter,
     Drafter,
     DrafterConfig,
+    DSparkConfig,
+    DSparkDrafter,
     MaskedConfig,
     MaskedDrafter,
     TargetVocabulary,
@@ -54,6 +56,8 @@ def drafter_of(args: argparse.Namespace) -> Drafter:
         return MaskedDrafter(MaskedConfig.from_target(target, taps=(), feature_dim=0, **common), **remember)
     if args.drafter == "dflash2":
         return DFlash2Drafter(DFlash2Config.from_target(target, taps=taps, **common), **remember)
+    if args.drafter == "dspark":
+        return DSparkDrafter(DSparkConfig.from_target(target, taps=taps, **common), **remember)
     if args.drafter == "domino":
         return DominoDrafter(DominoConfig.from_target(target, taps=taps, **common), **remember)
     return DFlashDrafter(DrafterConfig.from_target(target, taps=taps, **common), **remember)
@@ -109,7 +113,7 @@ def measure(args: argparse.Namespace, anchors: int, length: int) -> dict[str, fl
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--drafter", choices=("dflash", "dflash2", "domino", "masked"), default="dflash")
+    parser.add_argument("--drafter", choices=("dflash", "dflash2", "domino", "dspark", "masked"), default="dflash")
     parser.add_argument("--loss", choices=sorted(LOSSES), default="auf")
     parser.add_argument("--anchors", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--length", type=int, nargs="+", default=[512, 2048])

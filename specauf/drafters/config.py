@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from specauf.cache.target import refuse_unknown_scales
 from specauf.drafters.foreign import refuse_other_architectures, require_numbers, require_structure
+from specauf.drafters.kind_of_config import zlab_kind
 from specauf.drafters.vocabulary import target_scales
 from specauf.errors import UserError
 
@@ -310,26 +311,6 @@ class DrafterConfig:
             raise UserError(f"drafter config: unknown fields {sorted(unknown)}; written by another version of specauf")
         values: dict[str, Any] = raw | {"taps": tuple(raw["taps"])}
         return cls(**values)
-
-
-def zlab_kind(raw: dict[str, Any]) -> str:
-    """Which kind of drafter a z-lab style `config.json` is of: what `projector_type` says, or whose fields it has."""
-    inner = raw.get("dflash_config") or {}
-    if inner.get("projector_type"):
-        return str(inner["projector_type"])
-    owners = {"selector_rank": "dflash2", "markov_rank": "dspark"}
-    kinds = (kind for name, kind in owners.items() if inner.get(name, raw.get(name)) is not None)
-    return next(kinds, "dflash")
-
-
-def drafted(raw: dict[str, Any]) -> int:
-    """Tokens that a block drafts by a drafter's config.json of any layout; the anchor's slot may be one of them."""
-    return int(raw["block_size"]) + 1 - shortest(raw)
-
-
-def shortest(raw: dict[str, Any]) -> int:
-    """The least `block_size` that drafts a token."""
-    return 1 if raw.get("sample_from_anchor") is True else 2
 
 
 def _check_taps(taps: tuple[int, ...], num_target_layers: int) -> None:

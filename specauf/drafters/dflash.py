@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +32,7 @@ class DFlashDrafter(Drafter):
 
     name = "dflash"
     needs_features = True
+    not_its_own: ClassVar[tuple[str, ...]] = ()  # tensors of the target that others store beside a drafter's
 
     def __init__(self, config: DrafterConfig, *, activation_checkpointing: bool = False) -> None:
         super().__init__(config, activation_checkpointing=activation_checkpointing)
@@ -117,6 +119,7 @@ class DFlashDrafter(Drafter):
             UserError: files, fields or tensors are missing, unknown or of another shape.
         """
         config, weights = read_zlab(Path(directory), cls.config_class)
+        weights = {name: value for name, value in weights.items() if name not in cls.not_its_own}
         drafter = cls(config)
         check_weights(Path(directory), drafter, weights)
         drafter.load_state_dict(weights)

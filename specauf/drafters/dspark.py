@@ -73,6 +73,8 @@ class DSparkConfig(DrafterConfig):
         own = {name: getattr(self, name) for name in self.own}
         rows = self.block_size - self.sample_from_anchor
         raw["dflash_config"] |= {"projector_type": self.kind, "block_size": rows, **own}
+        if self.num_key_value_heads == self.num_attention_heads:
+            raw["dflash_config"]["attention_mode"] = "mha"  # SpecForge wants it said
         return raw | own | {"block_size": rows, "sample_from_anchor": self.sample_from_anchor}
 
     @classmethod
@@ -86,22 +88,25 @@ class DSparkConfig(DrafterConfig):
         from_anchor = raw.get("sample_from_anchor", True)  # as all servers read it
         if type(from_anchor) is not bool:
             raise UserError(f"sample_from_anchor: {from_anchor!r} in the drafter's config.json, true or false expected")
-        found = {name: inner.get(name, raw.get(name)) for name in cls.own}
-        for name, kind in zip(cls.own, (int, str, bool), strict=False):
+        # What other trainers leave out is what servers take.
+        defaults: dict[str, Any] = {"markov_rank": None, "markov_head_type": "vanilla"}
+        defaults |= {"enable_confidence_head": False, "confidence_head_with_markov": False}
+        found = {name: inner.get(name, raw.get(name, default)) for name, default in defaults.items()}
+        for name, kind in zip(cls.own, (int, str, bool, bool), strict=True):
             if type(found[name]) is not kind:
                 said = "missing" if found[name] is None else f"{found[name]!r}, no {kind.__name__},"
                 raise UserError(f"{name}: {said} in the drafter's config.json; it is no DSpark drafter")
-        reads_token = found.pop("confidence_head_with_markov")
-        if found["enable_confidence_head"] and reads_token is not True:
+        if found["enable_confidence_head"] and not found.pop("confidence_head_with_markov"):
             raise UserError(
-                f"confidence_head_with_markov: {reads_token} in the drafter's config.json, true expected; this drafter "
-                "is not supported"
+                "confidence_head_with_markov: false in the drafter's config.json, true expected; this drafter is not "
+                "supported"
             )
+        found.pop("confidence_head_with_markov", None)
         more |= found | {"sample_from_anchor": from_anchor}
+        raw = raw | {"sample_from_anchor": False}  # the rest of the config is DFlash's
         size = inner.get("block_size", raw.get("block_size"))
-        if from_anchor and type(size) is int:  # the rest of the config is DFlash's
-            inner = inner | {"block_size": size + 1}
-            raw = raw | {"block_size": size + 1, "dflash_config": inner, "sample_from_anchor": False}
+        if from_anchor and type(size) is int:
+            raw |= {"block_size": size + 1, "dflash_config": inner | {"block_size": size + 1}}
         return super().from_zlab(raw, **more)
 
 
@@ -137,6 +142,7 @@ class DSparkDrafter(DFlashDrafter):
 
     name = "dspark"
     config_class = DSparkConfig
+    not_its_own = ("embed_tokens.weight", "lm_head.weight")  # DeepSpec stores them
     config: DSparkConfig
 
     def __init__(

@@ -31,20 +31,16 @@ class MarkovHead(nn.Module):
 
     def __init__(self, vocab_size: int, hidden_size: int, rank: int, kind: str, std: float) -> None:
         super().__init__()
-        self.kind, self.rank = kind, rank
+        self.kind = kind
         self.markov_w1 = nn.Embedding(vocab_size, rank)
         self.markov_w2 = Linear(rank, vocab_size, bias=False)
         nn.init.normal_(self.markov_w1.weight, std=std)
         # A fresh head changes nothing, and tokens that training with `head_tokens` leaves out stay as they are.
         nn.init.zeros_(self.markov_w2.weight)
         if kind == "gated":
-            self.gate_proj = Linear(hidden_size + rank, rank)
+            self.gate_proj = _affine(hidden_size + rank, rank, std)
         if kind == "rnn":
-            self.joint_proj = Linear(2 * rank + hidden_size, 3 * rank)
-        for name in ("gate_proj", "joint_proj"):
-            if hasattr(self, name):
-                nn.init.normal_(getattr(self, name).weight, std=std)
-                nn.init.zeros_(getattr(self, name).bias)
+            self.joint_proj = _affine(2 * rank + hidden_size, 3 * rank, std)
 
     def embed(self, tokens: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows rank"]:
         """E of slots behind these tokens."""
@@ -75,6 +71,13 @@ class MarkovHead(nn.Module):
             latent, state = self.step(hidden[:, slot], embedded[:, slot], state)
             found.append(latent)
         return torch.stack(found, 1)
+
+
+def _affine(inputs: int, outputs: int, std: float) -> Linear:
+    layer = Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class BiasedHead(nn.Module):

@@ -8,11 +8,11 @@ from specauf.cache import Manifest
 from specauf.cache.target import TargetFiles
 from specauf.drafters.attention import AttentionKind
 from specauf.drafters.base import Drafter
-from specauf.drafters.config import zlab_kind
 from specauf.drafters.dflash import DFlashDrafter
 from specauf.drafters.dflash2 import CutAt, DFlash2Config, DFlash2Drafter
 from specauf.drafters.domino import AufOn, DominoConfig, DominoDrafter
 from specauf.drafters.dspark import DSparkConfig, DSparkDrafter
+from specauf.drafters.kind_of_config import zlab_kind
 from specauf.drafters.masked import MaskedConfig, MaskedDrafter
 from specauf.drafters.warm_start import continue_from
 from specauf.errors import UserError, unknown_name

@@ -13,7 +13,17 @@ from specauf.drafters.dspark import DSparkDrafter
 from specauf.drafters.sketch import sketch_of
 from specauf.errors import UserError
 
-_SAME = ("hidden_size", "vocab_size", "num_target_layers", "taps", "feature_dim", "mask_token_id", "block_size")
+_SAME = (
+    "hidden_size",
+    "vocab_size",
+    "num_target_layers",
+    "taps",
+    "feature_dim",
+    "mask_token_id",
+    "block_size",
+    "sample_from_anchor",
+    "enable_confidence_head",
+)
 
 
 def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
@@ -34,11 +44,6 @@ def continue_from(init: Path, fresh: Drafter, target: TargetFiles) -> Drafter:
 
     found = load_drafter(init, fresh.config.num_target_layers)
     grows = type(found) is DFlashDrafter and isinstance(fresh, DFlash2Drafter | DominoDrafter | DSparkDrafter)
-    if grows and fresh.config.sample_from_anchor:
-        raise UserError(
-            f"sample_from_anchor: true in the config, but {init} holds a dflash drafter, whose slots predict their own "
-            "tokens; set model.drafter.init_args.sample_from_anchor to false"
-        )
     if type(found) is not type(fresh) and not grows:
         raise UserError(f"init: {init} holds a {found.name} drafter, {fresh.name} expected; train DRAFTER={found.name}")
     sketch = sketch_of(target) if fresh.needs_features else None
@@ -75,8 +80,9 @@ def check_same_target(init: Path, found: DrafterConfig, expected: DrafterConfig)
         UserError: naming the first field that differs, with both values.
     """
     for name in _SAME:
-        if getattr(found, name) != getattr(expected, name):
+        mine, wanted = getattr(found, name, None), getattr(expected, name, None)
+        if mine != wanted and None not in (mine, wanted):
             raise UserError(
-                f"{name}: {getattr(found, name)} in {init}, {getattr(expected, name)} in the cache and config; "
+                f"{name}: {mine} in {init}, {wanted} in the cache and config; "
                 "use the cache of that drafter's target, or change the config"
             )

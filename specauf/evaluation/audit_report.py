@@ -103,7 +103,8 @@ def markdown(record: Mapping[str, Any]) -> str:
             "## Calibration of its confidence head",
             "",
             f"Expected calibration error {stated['ece']:.3f} over the slots decoding reaches, Brier score "
-            f"{stated['brier']:.3f}; of its probabilities themselves, above, {reached['brier']:.3f}.",
+            f"{stated['brier']:.3f}; of its probabilities themselves, above, {reached['brier']:.3f}. Compared with "
+            "greedy decoding: a loss that reads top-k teaches the chance under sampling instead.",
             "",
             *_bins(stated),
         ]

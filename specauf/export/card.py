@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from specauf.drafters.config import drafted, zlab_kind
+from specauf.drafters.kind_of_config import drafted, zlab_kind
 
 Layout = Literal["zlab", "speculators"]
 
@@ -97,6 +97,7 @@ def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
     target, here = about.target or "TARGET", "THIS_DIRECTORY"
     slots, kind = drafted(config), zlab_kind(config)
     method = "dspark" if kind == "dspark" else "dflash"  # Domino is a kind of it to SGLang, DFlash 2 to all servers
+    size = f"dspark-block-size {slots}" if kind == "dspark" else f"num-draft-tokens {slots + 1}"
     spec = json.dumps({"method": method, "model": here, "num_speculative_tokens": slots})
     vllm = ["vLLM:", "", "```bash", f"vllm serve {target} --speculative-config '{spec}'", "```", ""]
     sglang = [
@@ -104,7 +105,7 @@ def snippets(layout: Layout, config: dict[str, Any], about: About) -> list[str]:
         "",
         "```bash",
         f"python -m sglang.launch_server --model-path {target} --speculative-algorithm {method.upper()} \\",
-        f"  --speculative-draft-model-path {here} --speculative-num-draft-tokens {slots + 1}",
+        f"  --speculative-draft-model-path {here} --speculative-{size}",
         "```",
     ]
     if layout == "speculators":

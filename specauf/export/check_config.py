@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from specauf.drafters import DFlash2Config, DrafterConfig, DSparkConfig
-from specauf.drafters.config import drafted, shortest
+from specauf.drafters.kind_of_config import drafted, shortest
 from specauf.export import check_heads
 from specauf.export.facts import TargetFacts
 from specauf.export.problem import MISSING, Problem
@@ -120,14 +120,14 @@ def speculators(raw: dict[str, Any], target: TargetFacts | None) -> Iterator[Pro
         yield Problem("draft_vocab_size", draft or MISSING, f"1 to {vocabulary}", why)
     if kind is DFlash2Config:
         yield from check_heads.dflash2(raw, inner, raw.get("block_size"), "")
+        if draft != vocabulary:
+            why = "speculators and vLLM read DFlash 2 with the whole head alone"
+            yield Problem("draft_vocab_size", draft or MISSING, vocabulary, why)
     if kind is DSparkConfig:
         yield from check_heads.dspark(raw, "")
         if raw.get("markov_head_type") not in (None, "vanilla"):
             why = "vLLM has no other, SGLang reads z-lab's layout"
             yield Problem("markov_head_type", raw["markov_head_type"], "vanilla", why)
-    if kind is not DrafterConfig and draft != vocabulary:
-        why = f"a {kind.kind} drafter goes with the whole head alone"
-        yield Problem("draft_vocab_size", draft or MISSING, vocabulary, why)
     yield from _proposal(raw, kind.kind)
     depth, aux = raw.get("num_target_layers"), raw.get("aux_hidden_state_layer_ids")
     if isinstance(aux, list) and aux:

@@ -42,10 +42,10 @@ def dspark(own: dict[str, Any], prefix: str) -> Iterator[Problem]:
     if type(confident) is not bool:
         found = MISSING if confident is None else confident
         yield Problem(f"{prefix}enable_confidence_head", found, "true or false", why)
-    elif own.get("confidence_head_with_markov") is not confident:
+    elif confident and own.get("confidence_head_with_markov") is not True:
         found = own.get("confidence_head_with_markov", MISSING)
-        why = "servers would build a head of another shape, llama.cpp none at all"
-        yield Problem(f"{prefix}confidence_head_with_markov", found, f"{confident}, as enable_confidence_head", why)
+        why = "servers would build a head of another shape"
+        yield Problem(f"{prefix}confidence_head_with_markov", found, True, why)
 
 
 def first_slot(raw: dict[str, Any], default: bool | None) -> Iterator[Problem]:

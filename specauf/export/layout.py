@@ -81,4 +81,6 @@ def speculators_shapes(config: DrafterConfig, draft_vocab_size: int) -> Shapes:
     own: Shapes = {"embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (draft_vocab_size, hidden)}
     if draft_vocab_size != vocabulary:
         own |= {"t2d": (vocabulary,), "d2t": (draft_vocab_size,)}
+        if isinstance(config, DSparkConfig):
+            own |= {"markov_head.markov_w2.weight": (draft_vocab_size, config.markov_rank)}
     return body_shapes(config) | own

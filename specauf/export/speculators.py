@@ -269,6 +269,12 @@ def read_speculators(
     raw = read_config(directory)
     plain = to_zlab_config(raw, num_target_layers)
     config = _KINDS[raw["speculators_model_type"]].from_zlab(plain)
+    reduced = raw.get("draft_vocab_size", config.vocab_size)
+    if config.own and reduced != config.vocab_size:
+        raise UserError(
+            f"draft_vocab_size: {reduced} found, {config.vocab_size} expected; a {config.kind} drafter is read with "
+            "the target's whole head alone"
+        )
     with open_weights(directory) as weights:
         wanted = body_shapes(config)
         for name, shape in wanted.items():

@@ -2,9 +2,11 @@
 
     l[b,k] = -(a log c + (1 - a) log(1 - c))        a = alpha[b,k], or whether the drafted token was right
 
-a is alpha where the objective compares with the target's distribution: then c is the chance under sampled verification.
-Else it is 1 or 0, and c the chance that the most probable token is accepted. The slots count as they do for the tokens:
-under AUF through the first failure, so that c[k] is learnt where all slots before k were accepted, as servers read it.
+a is alpha where the batch carries the target's top-k, which it does for losses that read it: then c is the chance under
+sampled verification, by the lower bound that K tokens give. Else a is 1 or 0, and c the chance that the most probable
+token is accepted. The slots count as they do for the tokens: under AUF through the first failure, so that c[k] is
+learnt where all slots before k were accepted, as servers read it. A loss that leaves failures out (`auf-exclusive`)
+teaches 1.
 """
 
 from dataclasses import replace

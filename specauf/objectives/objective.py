@@ -43,7 +43,7 @@ class LossOutput:
         correct: the greedy draft token equals the accepted one (objective's `failure`); False where not seen.
         alpha: sum_v min(p_v, q_v), 0 where not seen; None when the batch carries no teacher.
         complete: every valid slot was seen, whatever the drafter said.
-        confidence_error: |confidence - what came|, of each slot; None where the drafter has no confidence.
+        confidence_error: how far the confidence is from what came; None where the drafter has none.
     """
 
     numerator: Float[Tensor, ""]

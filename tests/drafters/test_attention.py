@@ -80,7 +80,7 @@ def test_the_tiles_are_those_of_the_whole_mask(documents, block, drafted_only):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("kind", ["dflash", "domino", "masked"])
+@pytest.mark.parametrize("kind", ["dflash", "domino", "dspark", "masked"])
 def test_a_drafter_has_the_same_hidden_states_either_way(kind: str, monkeypatch):
     target = tiny_target()
     drafter, vocabulary = tiny_drafter(kind, target), vocabulary_of(target)

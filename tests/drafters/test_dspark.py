@@ -250,7 +250,7 @@ def test_saved_and_read_back_and_not_mistaken_for_dflash(kind, confident, from_a
         ("markov_rank", "8", "markov_rank: '8', no int, in"),
         ("markov_head_type", "lstm", "markov_head_type: 'lstm' found, vanilla or gated or rnn expected"),
         ("enable_confidence_head", 1, "enable_confidence_head: 1, no bool, in"),
-        ("confidence_head_with_markov", False, "confidence_head_with_markov: False in .* true expected"),
+        ("confidence_head_with_markov", False, "confidence_head_with_markov: false in .* true expected"),
         ("sample_from_anchor", "yes", "sample_from_anchor: 'yes' in the drafter's config.json, true or false expected"),
     ],
 )

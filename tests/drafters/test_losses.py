@@ -17,7 +17,7 @@ from tests.objectives.test_configs import parser
 from tests.training.conftest import write_tiny_cache
 from tests.training.running import arguments
 
-KINDS = ("dflash", "domino", "masked")
+KINDS = ("dflash", "dflash2", "domino", "dspark", "masked")
 LOSSES = known_configs("loss")
 
 

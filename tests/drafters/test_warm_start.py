@@ -109,10 +109,14 @@ def test_a_dflash_drafter_becomes_a_dspark_drafter_that_drafts_the_same(trained,
         assert torch.equal(drafter.state_dict()[name], value)
     assert not drafter.markov_head.markov_w2.weight.any()
     drafter.save_pretrained(tmp_path / "spark")
-    again = build(DSparkSpec(block_size=6, init=tmp_path / "spark", confidence_weight=0.25), tiny_cache)
+    more = {"block_size": 6, "init": tmp_path / "spark", "confidence_weight": 0.25}
+    again = build(DSparkSpec(**more, sample_from_anchor=False), tiny_cache)
     assert (again.confidence_weight, again.config.markov_rank, again.config.sample_from_anchor) == (0.25, 8, False)
-    with pytest.raises(UserError, match=r"sample_from_anchor: true in the config, but .* holds a dflash drafter"):
-        build(DSparkSpec(block_size=6, init=tmp_path / "zlab"), tiny_cache)
+    for name in ("zlab", "spark"):
+        with pytest.raises(UserError, match=r"sample_from_anchor: False in .*, True in the cache and config"):
+            build(DSparkSpec(block_size=6, init=tmp_path / name), tiny_cache)
+    with pytest.raises(UserError, match=r"enable_confidence_head: True in .*, False in the cache and config"):
+        build(DSparkSpec(**more, sample_from_anchor=False, enable_confidence_head=False), tiny_cache)
 
 
 def test_a_served_drafter_goes_on_from_a_cache_of_sketches(trained, tmp_path: Path):

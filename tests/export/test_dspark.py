@@ -113,7 +113,7 @@ def test_cards_name_the_kind_and_say_how_it_is_served(exported):
         assert "from dflash" not in card  # z-lab's package has no DSpark
     assert "- Layout: z-lab (DSparkDraftModel)" in cards["zlab"]
     assert "--spec-type draft-dspark --spec-draft-n-max 5\n" in cards["zlab"]
-    assert "--speculative-num-draft-tokens 6\n" in cards["zlab"]
+    assert "--speculative-dspark-block-size 5\n" in cards["zlab"]
     assert "- Layout: speculators (dspark)" in cards["speculators"]
     assert "sglang" not in cards["speculators"]
 
@@ -141,6 +141,55 @@ def test_what_no_server_reads_in_speculators_layout_is_refused(target, drafter, 
     with pytest.raises(UserError, match="markov_head_type: rnn found, vanilla expected by vLLM; export --to zlab"):
         export_speculators(dspark(target, markov_head_type="rnn"), tmp_path / "s", target=facts)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_drafters_as_deepspec_stores_them_are_read(drafter, exported, vocabulary, tmp_path):
+    raw, weights = config(exported["zlab"]), tensors(exported["zlab"])
+    inner = raw.pop("dflash_config")
+    flat = raw | {name: inner[name] for name in ("mask_token_id", "target_layer_ids")}
+    flat |= {"architectures": ["Qwen3DSparkModel"], "num_anchors": 512}
+    if drafter.config.sample_from_anchor:
+        del flat["sample_from_anchor"]
+    weights |= {"embed_tokens.weight": vocabulary.embedding, "lm_head.weight": vocabulary.head.clone()}
+    change(exported["zlab"], lambda old, stored: (old.clear(), old.update(flat), stored.update(weights)))
+    back = load_directory(exported["zlab"])
+    assert back.config == drafter.config
+    assert same(dict(back.state_dict()), dict(drafter.state_dict()))
+
+
+def test_what_other_trainers_leave_out_is_what_servers_take(target, facts, tmp_path):
+    plain = dspark(target, enable_confidence_head=False)
+    export_zlab(plain, tmp_path / "d", dtype=torch.float32, target=facts)
+    for name in ("markov_head_type", "enable_confidence_head", "confidence_head_with_markov"):
+        change(tmp_path / "d", all_of(drop(name), drop("dflash_config", name)))
+        assert load_directory(tmp_path / "d").config == plain.config
+    assert "attention_mode" not in config(tmp_path / "d")["dflash_config"]
+    assert dspark(target, num_key_value_heads=4).config.to_zlab()["dflash_config"]["attention_mode"] == "mha"
+
+
+def test_a_block_of_one_drafted_token_may_be_exported(target, facts, tmp_path):
+    shape = {"taps": TAPS, "mask_token_id": MASK, "block_size": 2}
+    one = tiny_drafter("dspark", target, **shape)
+    for write in (export_zlab, export_speculators):
+        write(one, tmp_path / write.__name__, target=facts)
+        assert config(tmp_path / write.__name__)["block_size"] == 1
+        assert load_directory(tmp_path / write.__name__).config.block_size == 2
+
+
+def test_a_reduced_head_of_others_is_sound_but_not_read(drafter, exported, vocabulary, tmp_path, capsys):
+    ids = torch.arange(3, 260, 2)
+    marked = torch.zeros(270, dtype=torch.bool)
+    marked[ids] = True
+
+    def reduce(raw, weights):
+        raw["draft_vocab_size"] = len(ids)
+        weights |= {"t2d": marked, "d2t": ids - torch.arange(len(ids))}
+        weights |= {name: weights[name][ids].clone() for name in (W2, "lm_head.weight")}
+
+    change(exported["speculators"], reduce)
+    assert check_directory(exported["speculators"]).problems == ()
+    line = refused(capsys, "import", exported["speculators"], f"--out={tmp_path / 'ours'}")
+    assert "draft_vocab_size: 129 found, 270 expected; a dspark drafter is read with" in line
 
 
 def test_a_config_that_does_not_say_where_its_slots_begin_is_read_as_servers_do(exported):
@@ -172,6 +221,8 @@ def own(*path: str) -> list[Fault]:
     dotted = "".join(f"{name}." for name in path)
     return [
         *(Fault(f"no {name}", dotted + name, drop(*path, name)) for name in OWN),
+        Fault("a confidence switch in words", f"{dotted}enable_confidence_head",
+              put(*path, "enable_confidence_head", to="yes")),
         Fault("rank in words", f"{dotted}markov_rank", put(*path, "markov_rank", to="8")),
         Fault("rank of zero", f"{dotted}markov_rank", put(*path, "markov_rank", to=0)),
         Fault("an unknown head", f"{dotted}markov_head_type", put(*path, "markov_head_type", to="lstm")),
@@ -204,7 +255,7 @@ FAULTS = {
         Fault("nobody says from where it predicts", "sample_from_anchor", drop("sample_from_anchor")),
         Fault("the other way to count", "speculative_tokens", lambda raw, weights: raw.update(
               sample_from_anchor=not raw["sample_from_anchor"])),
-        Fault("a reduced head", "draft_vocab_size", put("draft_vocab_size", to=100)),
+        Fault("a reduced head in name alone", W2, put("draft_vocab_size", to=100)),
     ],
 }  # fmt: skip
 EACH = [pytest.param(layout, f, id=f"{layout}, {f.name} ({f.field})") for layout, fs in FAULTS.items() for f in fs]

@@ -7,6 +7,7 @@ DSpark on a CPU; its reading of config.json, its heads and its drafting of a blo
 
 import os
 import sys
+from collections import defaultdict
 
 import torch
 from safetensors.torch import load_file
@@ -29,6 +30,24 @@ class OneRank:
         return values
 
 
+def require_command(drafter: str, slots: int) -> None:
+    """Let SGLang look at the options that a model card names, as it does when it is started on a GPU."""
+    from sglang.srt.arg_groups import speculative_hook
+    from sglang.srt.speculative.dspark_components import dspark_config
+
+    # All else is None, as `defaultdict` has it.
+    said = {
+        "device": "cuda", "attn_dp_size": 1, "pp_size": 1, "json_model_override_args": "{}",
+        "speculative_draft_model_path": drafter, "speculative_dspark_block_size": slots,
+    }  # fmt: skip
+    options = defaultdict(lambda: None, said)
+    view = type("View", (), {"__getattr__": lambda self, name: options[name]})()
+    speculative_hook.resolving_view = dspark_config.resolved_view = lambda _: view
+    speculative_hook.declare_resolution = lambda _, __, **found: options.update(found)
+    speculative_hook._handle_dspark(view)
+    assert options["speculative_num_draft_tokens"] == slots + 1
+
+
 def main(drafter: str, given: str, out: str) -> None:
     from sglang.srt.models.dspark import build_confidence_head, build_markov_head
     from sglang.srt.speculative.dspark_components import dspark_config, dspark_draft
@@ -45,6 +64,7 @@ def main(drafter: str, given: str, out: str) -> None:
     if not dspark_config.get_dspark_sample_from_anchor(config):
         slots -= 1
         flat, hidden = dspark_draft.select_draft_hidden_without_anchor(flat, bs=blocks, gamma=slots)
+    require_command(drafter, slots)
     with torch.no_grad():
         tokens, _ = dspark_draft.draft_markov_block(
             markov_head=parts["markov_head"],

@@ -74,7 +74,7 @@ def test_vllm_decodes_targets_of_other_families_as_ours_does(tmp_path, family: s
     (DFlash2Drafter, {"selector_top_k": 7}, "zlab", 5), (DFlash2Drafter, {"selector_top_k": 7}, "speculators", 5),
     (DFlash2Drafter, {"selector_top_k": 7}, "zlab", 3),
     (DSparkDrafter, {}, "zlab", 5), (DSparkDrafter, {}, "speculators", 5), (DSparkDrafter, {}, "zlab", 3),
-    (DSparkDrafter, {"sample_from_anchor": False}, "zlab", 5),
+    (DSparkDrafter, {"sample_from_anchor": False, "enable_confidence_head": False}, "zlab", 5),
     (DSparkDrafter, {"sample_from_anchor": False}, "speculators", 3),
     (DFlashDrafter, {}, "zlab", 5),
 ])  # fmt: skip
