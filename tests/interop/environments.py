@@ -70,7 +70,9 @@ def python_of(name: str) -> Path:
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
     for words, packages in ((["install", "--no-deps"], bare), (["install"], whole), (["uninstall", "-y"], left_out)):
         if packages:
-            subprocess.run([*pip, *words, "-q", *packages], check=True, capture_output=True, text=True)
+            command = [*pip, *words, "-q", *packages]
+            ended = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert ended.returncode == 0, f"{' '.join(command)}\n{ended.stderr[-4000:]}"
     done.write_text(recipe)
     return python
 
