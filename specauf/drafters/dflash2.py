@@ -19,6 +19,7 @@ from specauf.drafters.base import Branch, Support, tokens_before
 from specauf.drafters.config import DrafterConfig, DtypeName
 from specauf.drafters.convolution import ConvLayer
 from specauf.drafters.dflash import DFlashDrafter
+from specauf.drafters.kind_of_config import OWN_FIELDS
 from specauf.drafters.proposal import Choose, Proposal, left_to_right
 from specauf.drafters.vocabulary import TargetVocabulary
 from specauf.errors import UserError
@@ -40,7 +41,7 @@ class DFlash2Config(DrafterConfig):
 
     kind: ClassVar[str] = "dflash2"
     architecture: ClassVar[str] = "DFlash2DraftModel"
-    own: ClassVar[tuple[str, ...]] = ("conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k")
+    own: ClassVar[tuple[str, ...]] = OWN_FIELDS["dflash2"]
 
     conv_kernel_size: int = 2
     conv_group_size: int = 16

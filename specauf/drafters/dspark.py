@@ -19,6 +19,7 @@ from specauf.data.batch import BlockBatch
 from specauf.drafters.base import Branch, Confidence, tokens_before
 from specauf.drafters.config import DrafterConfig, DtypeName
 from specauf.drafters.dflash import DFlashDrafter
+from specauf.drafters.kind_of_config import OWN_FIELDS
 from specauf.drafters.markov import MARKOV_HEADS, BiasedHead, MarkovHead
 from specauf.drafters.proposal import Choose, Proposal, left_to_right
 from specauf.drafters.vocabulary import TargetVocabulary
@@ -40,12 +41,7 @@ class DSparkConfig(DrafterConfig):
 
     kind: ClassVar[str] = "dspark"
     architecture: ClassVar[str] = "DSparkDraftModel"
-    own: ClassVar[tuple[str, ...]] = (
-        "markov_rank",
-        "markov_head_type",
-        "enable_confidence_head",
-        "confidence_head_with_markov",
-    )
+    own: ClassVar[tuple[str, ...]] = OWN_FIELDS["dspark"]
 
     markov_rank: int = 256
     markov_head_type: str = "vanilla"

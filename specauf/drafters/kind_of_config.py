@@ -2,15 +2,22 @@
 
 from typing import Any
 
+OWN_FIELDS = {
+    "dflash2": ("conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k"),
+    "dspark": ("markov_rank", "markov_head_type", "enable_confidence_head", "confidence_head_with_markov"),
+}
+"""Fields by which a kind is known that `projector_type` does not name."""
+
 
 def zlab_kind(raw: dict[str, Any]) -> str:
     """Which kind of drafter a z-lab style `config.json` is of: what `projector_type` says, or whose fields it has."""
     inner = raw.get("dflash_config") or {}
     if inner.get("projector_type"):
         return str(inner["projector_type"])
-    owners = {"selector_rank": "dflash2", "markov_rank": "dspark"}
-    kinds = (kind for name, kind in owners.items() if inner.get(name, raw.get(name)) is not None)
-    return next(kinds, "dflash")
+    for kind, names in OWN_FIELDS.items():
+        if any(inner.get(name, raw.get(name)) is not None for name in names):
+            return kind
+    return "dflash"
 
 
 def drafted(raw: dict[str, Any]) -> int:

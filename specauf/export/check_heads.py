@@ -4,17 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from specauf.drafters import DFlash2Config, DrafterConfig, DSparkConfig
+from specauf.drafters.kind_of_config import zlab_kind
 from specauf.drafters.markov import MARKOV_HEADS
 from specauf.export.problem import MISSING, Problem
 
 
 def kind_of(raw: dict[str, Any]) -> type[DrafterConfig]:
-    """The kind whose fields a config has; DFlash's where it has none, and Domino's."""
-    inner = raw.get("dflash_config") or {}
-    for kind in (DFlash2Config, DSparkConfig):
-        if inner.get("projector_type") == kind.kind or any(n in place for place in (raw, inner) for n in kind.own):
-            return kind
-    return DrafterConfig
+    """The kind of a config; DFlash's for all others, whose code runs Domino too."""
+    kinds: dict[str, type[DrafterConfig]] = {kind.kind: kind for kind in (DFlash2Config, DSparkConfig)}
+    return kinds.get(zlab_kind(raw), DrafterConfig)
 
 
 def domino(inner: dict[str, Any]) -> Iterator[Problem]:

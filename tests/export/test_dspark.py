@@ -241,7 +241,7 @@ FAULTS = {
         *TENSORS,
         Fault("two ranks", "markov_rank", put("markov_rank", to=4)),
         Fault("another rank", W2, all_of(put("markov_rank", to=4), put("dflash_config", "markov_rank", to=4))),
-        Fault("another head", "dflash_config.projector_type", put("dflash_config", "projector_type", to="domino")),
+        Fault("another head", "architectures", put("dflash_config", "projector_type", to="domino")),
         Fault("no projector", "dflash_config.projector_type", drop("dflash_config", "projector_type")),
     ],
     "speculators": [
