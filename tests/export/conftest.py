@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from specauf.checkpoint import load_directory
 from specauf.cli import main
 from specauf.drafters import DFlashDrafter, TargetVocabulary
 from specauf.export import TargetFacts, export_speculators, export_zlab
@@ -55,6 +56,21 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
         and found[n].contiguous().view(torch.uint8).equal(wanted[n].contiguous().view(torch.uint8))
         for n in wanted
     )
+
+
+def expect_a_round_trip(drafter: DFlashDrafter, exported: Path, zlab: Path, facts: TargetFacts, folder: Path) -> None:
+    """An export is read back, imported and exported again in both layouts without a change."""
+    back = load_directory(exported)
+    assert type(back) is type(drafter)
+    assert back.config == drafter.config
+    assert same(dict(back.state_dict()), dict(drafter.state_dict()))
+    assert main(["import", str(exported), f"--out={folder / 'again'}"]) == 0
+    assert config(folder / "again") == config(zlab)
+    assert (folder / "again/model.safetensors").read_bytes() == (zlab / "model.safetensors").read_bytes()
+    again, speculators = load_directory(folder / "again"), zlab.with_name("speculators")
+    export_speculators(again, folder / "s", dtype=torch.float32, target=facts, verifier="owner/tiny")
+    assert config(folder / "s") == config(speculators)
+    assert same(tensors(folder / "s"), tensors(speculators))
 
 
 @pytest.fixture(scope="session")

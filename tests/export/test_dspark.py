@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from specauf.checkpoint import load_directory
-from specauf.cli import main
 from specauf.drafters import DSparkDrafter
 from specauf.errors import UserError
 from specauf.export import check_directory, export_speculators, export_zlab
 from tests.drafters.tiny import tiny_drafter
-from tests.export.conftest import BLOCK, MASK, TAPS, change, config, golden, refused, same, tensors
+from tests.export.conftest import BLOCK, MASK, TAPS, change, config, expect_a_round_trip, golden, refused, same, tensors
 from tests.export.test_check import Fault, all_of, drop, put, rename, spoil
 
 LAYOUTS = ("zlab", "speculators")
@@ -120,18 +119,7 @@ def test_cards_name_the_kind_and_say_how_it_is_served(exported):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_it_is_read_back_and_exported_again_bit_for_bit(drafter, exported, facts, tmp_path, layout):
-    back = load_directory(exported[layout])
-    assert isinstance(back, DSparkDrafter)
-    assert back.config == drafter.config
-    assert same(dict(back.state_dict()), dict(drafter.state_dict()))
-    assert main(["import", str(exported[layout]), f"--out={tmp_path / 'again'}"]) == 0
-    assert config(tmp_path / "again") == config(exported["zlab"])
-    assert (tmp_path / "again/model.safetensors").read_bytes() == (exported["zlab"] / "model.safetensors").read_bytes()
-    export_speculators(
-        load_directory(tmp_path / "again"), tmp_path / "s", dtype=torch.float32, target=facts, verifier="owner/tiny"
-    )
-    assert config(tmp_path / "s") == config(exported["speculators"])
-    assert same(tensors(tmp_path / "s"), tensors(exported["speculators"]))
+    expect_a_round_trip(drafter, exported[layout], exported["zlab"], facts, tmp_path / "out")
 
 
 def test_what_no_server_reads_in_speculators_layout_is_refused(target, drafter, facts, vocabulary, tmp_path):

@@ -11,56 +11,23 @@ here are the verifier's choices, and where every token is a candidate its loss o
 
 import json
 import sys
-from pathlib import Path
-from typing import Any
 
 import torch
 from speculators.losses import resolve_loss_config
-from speculators.models.dflash import core
 from speculators.models.dflash2 import DFlash2DraftModel, DFlash2SpeculatorConfig
 
-from specauf.checkpoint import load_directory
-from specauf.drafters import TargetVocabulary
 from specauf.objectives import CrossEntropy, Objective, Uniform
 from specauf.objectives.support import branch_losses
-from tests.drafters.tiny import TinyDocument, batch_of
-
-LENGTH, ANCHORS = 40, [3, 11, 12, 20]
-
-
-def load(directory: str) -> tuple[Any, dict]:
-    config = DFlash2SpeculatorConfig.from_pretrained(directory)
-    config.transformer_layer_config._attn_implementation = "eager"  # its default compiles FlexAttention
-    model, about = DFlash2DraftModel.from_pretrained(directory, config=config, output_loading_info=True)
-    # Its copy of the verifier's head and norm, which it reads from the verifier.
-    model.verifier_lm_head.weight.data.copy_(model.lm_head.weight)
-    torch.nn.init.ones_(model.verifier_norm.weight)
-    known = ("verifier_lm_head.weight", "verifier_norm.weight")
-    names = {"missing": [n for n in about["missing_keys"] if n not in known], "unexpected": about["unexpected_keys"]}
-    return model.float(), {name: sorted(found) for name, found in names.items()}
+from tests.interop.speculators_models import ANCHORS, farthest, load
 
 
 def main(directory: str) -> None:
     torch.set_num_threads(1)
-    theirs, record = load(directory)
-    ours = load_directory(Path(directory))
-    body = dict(ours.named_parameters())
-    assert all(torch.equal(theirs.state_dict()[name], value) for name, value in body.items())
-    random = torch.Generator().manual_seed(0)
-    features = torch.randn(LENGTH, ours.config.raw_feature_dim, generator=random)
-    last = torch.randn(1, LENGTH, ours.config.hidden_size, generator=random)
-    with torch.no_grad():
-        chosen = theirs.verifier_lm_head(theirs.verifier_norm(last))[0].argmax(-1)
-    tokens = chosen.roll(1)
-    core.select_anchors = lambda *_: (torch.tensor(ANCHORS), torch.ones(len(ANCHORS), dtype=torch.bool))
-    given = (features[None], tokens[None], torch.ones(1, LENGTH), last, torch.zeros(1, LENGTH, dtype=torch.long))
-    document = TinyDocument(0, tokens.numpy(), torch.ones(LENGTH, dtype=torch.bool).numpy(), features.numpy())
-    batch = batch_of([document], [ANCHORS], ours.config.block_size)
-    vocabulary = TargetVocabulary(theirs.embed_tokens.weight.detach(), theirs.lm_head.weight.detach())
+    theirs, ours, record, given, batch, _, vocabulary = load(directory, DFlash2SpeculatorConfig, DFlash2DraftModel)
     drafted = slice(1, None)  # slot 0 is the anchor's
     with torch.no_grad():
         hidden, logits, _, _, where = theirs._backbone_forward(*given, max_anchors=len(ANCHORS))
-        before = theirs._predecessor_ids(tokens[None], where).reshape(1, -1)
+        before = theirs._predecessor_ids(given[1], where).reshape(1, -1)
         ids, scores = theirs.candidate_selector.select(logits, hidden, before)
         base, final = (branch.head(branch.rows) for branch in ours.branches(batch, vocabulary))
         shape = (len(ANCHORS), ours.config.block_size, -1)
@@ -82,9 +49,7 @@ def main(directory: str) -> None:
     for branch, out in branch_losses(ours.train().branches(batch, vocabulary), batch.targets, objective):
         mine = mine + branch.weight * out.numerator / out.denominator
     mine.backward()
-    wanted = dict(theirs.named_parameters())
-    far = {n: (wanted[n].grad - p.grad.to_dense()).abs().max() / p.grad.to_dense().abs().max() for n, p in body.items()}
-    record |= {"loss": [loss.item(), mine.item()], "gradient": max(far.values()).item()}
+    record |= {"loss": [loss.item(), mine.item()], "gradient": farthest(theirs, ours)}
     json.dump(record, sys.stdout)
 
 
