@@ -67,6 +67,13 @@ def tokens_before(batch: BlockBatch, slots: int) -> Int[Tensor, "blocks slots"]:
     return batch.tokens[(batch.anchors[:, None] + steps).clamp(max=len(batch.tokens) - 1)]
 
 
+def label_before(
+    slot: int, alive: Int[Tensor, " alive"], anchor_tokens: Int[Tensor, " blocks"], labels: Int[Tensor, "blocks slots"]
+) -> Int[Tensor, " alive"]:
+    """The token before one slot of some blocks whose earlier slots all drafted the labels."""
+    return labels[alive, slot - 1] if slot else anchor_tokens[alive]
+
+
 class Drafter(nn.Module, ABC):
     """A block drafter: layers over the slots of a block, reading context rows as keys and values.
 

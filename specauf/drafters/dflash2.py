@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from specauf.data.batch import BlockBatch
-from specauf.drafters.base import Branch, Support, tokens_before
+from specauf.drafters.base import Branch, Support, label_before, tokens_before
 from specauf.drafters.config import DrafterConfig, DtypeName
 from specauf.drafters.convolution import ConvLayer
 from specauf.drafters.dflash import DFlashDrafter
@@ -248,7 +248,7 @@ class DFlash2Drafter(DFlashDrafter):
     ) -> tuple[Float[Tensor, "alive draft_vocab"], Int[Tensor, " alive"]]:
         """Final logits of one slot, given that all earlier slots drafted the labels, and the best candidate."""
         head = SelectorHead(self.candidate_selector, vocabulary)
-        before = labels[alive, slot - 1] if slot else anchor_tokens[alive]
+        before = label_before(slot, alive, anchor_tokens, labels)
         logits = vocabulary.logits(rows[alive, slot])
         columns = head.candidates(logits)
         final = head.rescored(logits, columns, self.candidate_selector.context(rows[alive, slot], before))

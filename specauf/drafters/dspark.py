@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from specauf.data.batch import BlockBatch
-from specauf.drafters.base import Branch, Confidence, tokens_before
+from specauf.drafters.base import Branch, Confidence, label_before, tokens_before
 from specauf.drafters.config import DrafterConfig, DtypeName
 from specauf.drafters.dflash import DFlashDrafter
 from specauf.drafters.kind_of_config import OWN_FIELDS
@@ -208,5 +208,5 @@ class DSparkDrafter(DFlashDrafter):
         """What the confidence head says."""
         if self.confidence_head is None:
             return None
-        before = labels[alive, slot - 1] if slot else anchor_tokens[alive]
+        before = label_before(slot, alive, anchor_tokens, labels)
         return self.confidence_head(rows[alive, slot], self.markov_head.embed(before).to(rows.dtype)).sigmoid()
